@@ -1,0 +1,239 @@
+"""Two augmented views of each picture, and the single view used for evaluation.
+
+Two ways in, one result. Pictures in memory: :func:`two_views` crops and colours a whole uint8 batch on its device.
+Pictures from a stream: workers call :func:`crop_pair` on each picture, and :func:`finish_views` does the rest on the
+stacked crops, wherever they then are. Randomness comes from the CPU generator handed in and from nothing else.
+
+Axes: B pictures, C channels (1 or 3), H and W source pixels, S pixels per side of a view.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from contrastneg.data.augment import blur_, blur_kernel_size, color_jitter_, crop_resize, grayscale_, solarize_
+from contrastneg.data.draws import Augment, Colors, draw_colors, draw_crops
+
+__all__ = ["Augment", "Views", "crop_pair", "describe", "eval_crop", "eval_view", "finish_views", "two_views"]
+
+# Values per working tensor. On a CPU it and its few temporaries should stay in the cache (256 pictures of 32 x 32 were
+# fastest; 64 took 10-25 % longer); elsewhere it only bounds memory (128 MiB in float32).
+_CHUNK_CPU = 256 * 3 * 32 * 32
+_CHUNK_ACCELERATOR = 32 * 2**20
+
+_EXACT_SIZE_UP_TO = 64
+"""Evaluation views up to this size show the whole short side; larger ones its middle 7/8, as ImageNet protocols do."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The recipe of both views."""
+
+    size: int = 32
+    """Pixels per side of a view."""
+    view1: Augment = field(default_factory=Augment)
+    """How the first view is made."""
+    view2: Augment | None = None
+    """How the second view is made; none: like the first."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel for pixels in [0, 1] (default: ImageNet). One-channel pictures use the average."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel for pixels in [0, 1] (default: ImageNet)."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"views.size is {self.size}: give at least 1 pixel")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"views.mean has {len(self.mean)} values and views.std {len(self.std)}: give 3 each (or 1 each)"
+            )
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"views.mean is {self.mean}: pixels lie in [0, 1], divide 8-bit values by 255")
+        if not all(0 < value <= 1 for value in self.std):
+            raise ValueError(f"views.std is {self.std}: give numbers in (0, 1], divide 8-bit values by 255")
+
+    @property
+    def both(self) -> tuple[Augment, Augment]:
+        """The settings of view 1 and view 2."""
+        return self.view1, self.view2 or self.view1
+
+
+def two_views(
+    images: UInt8[Tensor, "B C H W"], views: Views, generator: torch.Generator
+) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B C S S"]]:
+    """Two augmented, normalised float32 views of each picture, made on the device of ``images``.
+
+    Args:
+        images: 8-bit pictures of one size, any size from 1 x 1.
+        views: The recipe.
+        generator: A CPU generator. Which parameters a picture gets depends on it and on the picture's row alone.
+
+    Returns:
+        View 1 and view 2, without gradient.
+
+    Raises:
+        ValueError: Pixels that are not uint8, or neither 1 nor 3 channels.
+    """
+    _check_pixels(images)
+    count, channels, height, width = images.shape
+    chunk = _chunk_length(images.device, channels * max(height * width, views.size**2))
+    results = []
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        for augment in views.both:
+            crops = draw_crops(count, height, width, augment, generator)
+            colors = draw_colors(count, augment, generator)
+            view = torch.empty(count, channels, views.size, views.size, device=images.device)
+            for start in range(0, count, chunk):
+                stop = min(start + chunk, count)
+                box = crops.rows(start, stop)
+                pixels = crop_resize(
+                    images[start:stop].float().div_(255),
+                    *(box.top, box.left, box.height, box.width, box.mirror),
+                    size=views.size,
+                    interpolation=augment.interpolation,
+                )
+                view[start:stop] = _finish_(pixels, colors.rows(start, stop), augment, views)
+            results.append(view)
+    return results[0], results[1]
+
+
+def crop_pair(image: UInt8[Tensor, "C H W"], views: Views, generator: torch.Generator) -> UInt8[Tensor, "2 C S S"]:
+    """The geometric half of both views of one picture: crop, antialiased resize, flip. Meant for loader workers.
+
+    Args:
+        image: An 8-bit picture of any size.
+        views: The recipe.
+        generator: A CPU generator, made for this picture.
+
+    Returns:
+        Two 8-bit crops, for :func:`finish_views`.
+    """
+    _check_pixels(image)
+    pair = []
+    for augment in views.both:
+        box = draw_crops(1, image.shape[-2], image.shape[-1], augment, generator)
+        crop = tv.resized_crop(
+            image,
+            *(int(side) for side in (box.top, box.left, box.height, box.width)),
+            size=[views.size, views.size],
+            interpolation=InterpolationMode(augment.interpolation),
+            antialias=True,
+        )
+        pair.append(tv.horizontal_flip(crop) if box.mirror else crop)
+    return torch.stack(pair)
+
+
+def finish_views(
+    crops: UInt8[Tensor, "B 2 C S S"], views: Views, generator: torch.Generator
+) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B C S S"]]:
+    """The other half of both views, on the device of ``crops``: jitter, grey, blur, solarize, normalise.
+
+    Args:
+        crops: Stacked results of :func:`crop_pair`.
+        views: The recipe.
+        generator: A CPU generator, made for this batch.
+
+    Returns:
+        View 1 and view 2, float32, without gradient.
+    """
+    _check_pixels(crops)
+    chunk = _chunk_length(crops.device, crops.shape[2] * crops.shape[3] * crops.shape[4])
+    results = []
+    with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
+        for position, augment in enumerate(views.both):
+            colors = draw_colors(len(crops), augment, generator)
+            view = crops[:, position].float().div_(255)
+            for start in range(0, len(view), chunk):
+                stop = min(start + chunk, len(view))
+                _finish_(view[start:stop], colors.rows(start, stop), augment, views)
+            results.append(view)
+    return results[0], results[1]
+
+
+def eval_crop(images: UInt8[Tensor, "*B C H W"], views: Views) -> UInt8[Tensor, "*B C S S"]:
+    """The middle of each picture, without chance: resize the short side (antialiased), cut out the centre square.
+
+    Up to 64 pixels the short side becomes S; above, S * 8/7 (256 for 224), so that the centre square shows 7/8 of it.
+
+    Args:
+        images: One 8-bit picture or a batch of one size.
+        views: Gives S, and view 1 the interpolation.
+
+    Returns:
+        8-bit squares.
+    """
+    _check_pixels(images)
+    short = views.size if views.size <= _EXACT_SIZE_UP_TO else round(views.size * 8 / 7)
+    # The ends of a very long picture are cut off first: resized, a strip of one pixel's width would fill the memory.
+    limit = 4 * min(images.shape[-2:])
+    images = tv.center_crop(images, [min(side, limit) for side in images.shape[-2:]])
+    images = tv.resize(images, [short], interpolation=InterpolationMode(views.view1.interpolation), antialias=True)
+    return tv.center_crop(images, [views.size, views.size])
+
+
+def eval_view(images: UInt8[Tensor, "B C H W"], views: Views) -> Float[Tensor, "B C S S"]:
+    """:func:`eval_crop`, then the same normalisation as in training; the same pixels as in a stream."""
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        return _normalize_(eval_crop(images, views).float().div_(255), views)
+
+
+def _finish_(
+    pixels: Float[Tensor, "B C S S"], colors: Colors, augment: Augment, views: Views
+) -> Float[Tensor, "B C S S"]:
+    """Everything after the crop, in place. Papers that flip last get the same: all of this commutes with a flip."""
+    if augment.gray_first:
+        grayscale_(pixels, colors.gray)
+    color_jitter_(pixels, colors.factors, colors.order)
+    if not augment.gray_first:
+        grayscale_(pixels, colors.gray)
+    blur_(pixels, colors.sigma)
+    solarize_(pixels, colors.solarize)
+    return _normalize_(pixels, views)
+
+
+def _normalize_(pixels: Float[Tensor, "B C S S"], views: Views) -> Float[Tensor, "B C S S"]:
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (views.mean, views.std))
+    if pixels.shape[1] == 1:
+        mean, std = mean.mean(dim=0, keepdim=True), std.mean(dim=0, keepdim=True)
+    mean, std = (values.to(pixels.device)[:, None, None] for values in (mean, std))
+    return pixels.sub_(mean).div_(std)
+
+
+def _chunk_length(device: torch.device, values_per_image: int) -> int:
+    budget = _CHUNK_CPU if device.type == "cpu" else _CHUNK_ACCELERATOR
+    return max(1, budget // values_per_image)
+
+
+def _check_pixels(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"views are made from 8-bit pictures (uint8), these are {images.dtype}: convert them first")
+    if images.shape[-3] not in (1, 3):
+        raise ValueError(f"pictures have {images.shape[-3]} channels: give 1 or 3")
+
+
+def describe(views: Views) -> list[str]:
+    """The recipe in words, one line per view and one for the rest."""
+    names = ["both views"] if views.view2 in (None, views.view1) else ["view 1", "view 2"]
+    lines = [f"{name}: {_describe_view(view, views.size)}" for name, view in zip(names, views.both, strict=False)]
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+    return [f"{views.size} x {views.size} pixels, mean {mean}, std {std}", *lines]
+
+
+def _describe_view(view: Augment, size: int) -> str:
+    low, high = (f"{100 * share:g}" for share in view.crop_scale)
+    brightness, contrast, saturation, hue = view.jitter
+    steps = {
+        f"crop {low}-{high} % of the area ({view.interpolation})": 1.0,
+        "flip": view.flip,
+        f"jitter (brightness {brightness:g}, contrast {contrast:g}, saturation {saturation:g}, hue {hue:g})": (
+            view.jitter_prob if any(view.jitter) else 0.0
+        ),
+        "grey" + (" before jitter" if view.gray_first else ""): view.gray_prob,
+        f"blur (sigma {view.blur_sigma[0]:g}-{view.blur_sigma[1]:g} px, {blur_kernel_size(size)} taps)": view.blur_prob,
+        "solarize": view.solarize_prob,
+    }
+    return ", ".join(step if prob == 1 else f"{step} p {prob:g}" for step, prob in steps.items() if prob > 0)
