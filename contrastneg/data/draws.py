@@ -1,8 +1,8 @@
 """What a view may undergo, and the random parameters of each picture.
 
-All numbers of a picture come from one row of a table of uniform numbers, drawn at once on the CPU. So they depend on
-the generator and the picture's place in the batch alone: not on the size of the batch or of the chunks it is worked off
-in, on which operations its neighbours met, or on the device.
+All random numbers of a batch are drawn at once on the CPU, one row per picture, whatever is then switched on. So a
+picture's parameters depend on the generator and its row in the batch: not on the chunks the batch is worked off in, on
+which operations its neighbours met, on the probabilities in the settings, or on the device.
 """
 
 import math

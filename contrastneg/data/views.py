@@ -70,7 +70,7 @@ def two_views(
     Args:
         images: 8-bit pictures of one size, any size from 1 x 1.
         views: The recipe.
-        generator: A CPU generator. Which parameters a picture gets depends on it and on the picture's row alone.
+        generator: A CPU generator, made for this batch.
 
     Returns:
         View 1 and view 2, without gradient.
