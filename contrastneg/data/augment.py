@@ -167,9 +167,9 @@ def _blend_(images: Float[Tensor, "N C H W"], factor: Float[Tensor, " N"], opera
 def shift_hue(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 H W"]:
     """Turn the hue of each picture, as torchvision's ``adjust_hue``.
 
-    With the value v (largest channel), the chroma d (largest minus smallest) and the hue h in sixths of a turn, channel
-    c is ``v - d clamp(min(k, 4 - k), 0, 1)``, ``k = (h + n_c) mod 6``, n = 5, 3, 1 for red, green, blue: HSV to RGB
-    without its six cases.
+    With the value v (largest channel), the chroma d (largest minus smallest) and the hue h in sixths of a turn, a channel
+    is ``v - d clamp(2 - |u|, 0, 1)`` where u in [-3, 3] is the way round the circle from the colour that lacks this
+    channel most: ``h + 3``, ``h + 1``, ``h - 1`` for red, green, blue. This is HSV to RGB without its six cases.
 
     Args:
         images: Pixels in [0, 1].
@@ -188,10 +188,13 @@ def shift_hue(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> F
         torch.where(largest == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)),
     )
     hue += 6 * turns.to(images.device)[:, None, None]
-    sector = torch.stack([hue + 5, hue + 3, hue + 1], dim=1)
-    sector.sub_((sector / 6).floor_().mul_(6))  # ``remainder`` without its slow division
-    fall = torch.minimum(sector, 4 - sector).clamp_(0, 1)
-    return largest[:, None] - fall.mul_(chroma[:, None])
+    output = torch.empty_like(images)
+    for channel, offset in enumerate((3, 1, -1)):
+        way = hue + offset
+        way.sub_((way / 6).round_(), alpha=6)  # a remainder would take twice as long
+        missing = way.abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
+        torch.sub(largest, missing, out=output[:, channel])
+    return output
 
 
 def grayscale_(images: Float[Tensor, "N C H W"], chosen: Bool[Tensor, " N"]) -> Float[Tensor, "N C H W"]:

@@ -184,6 +184,8 @@ def test_shares_of_pictures_match_the_probabilities():
     shares = [(colors.factors[:, 0] != 1), colors.gray, (colors.sigma > 0), colors.solarize]
     for share, prob in zip(shares, (0.8, 0.2, 0.5, 0.1), strict=True):
         assert abs(share.float().mean() - prob) < 4 * math.sqrt(prob * (1 - prob) / 20_000)
+    together = (colors.gray & (colors.sigma > 0)).float().mean()
+    assert abs(together - 0.2 * 0.5) < 0.01  # one does not bring the other
     blurred = colors.sigma[colors.sigma > 0]
     assert blurred.min() >= 0.1
     assert blurred.max() <= 2
@@ -343,10 +345,14 @@ def test_eval_view_at_224_is_resize_256_centre_crop_224():
     assert_close(eval_view(image[None], Views(size=224, **RAW))[0], expected / 255, rtol=0, atol=1e-6)
 
 
-def test_eval_view_of_a_very_long_picture_shows_its_middle():
+def test_eval_view_of_a_very_long_picture_shows_its_middle_and_stays_small(monkeypatch):
+    sizes = []
+    resize = tv.resize
+    monkeypatch.setattr(tv, "resize", lambda *args, **kw: sizes.append((result := resize(*args, **kw)).shape) or result)
     strip = torch.zeros(3, 4, 2000, dtype=torch.uint8)
     strip[..., 990:1010] = 200
     assert (eval_crop(strip, Views(size=32)) == 200).all()
+    assert sizes == [(3, 32, 128)]
 
 
 # ---- settings ----
