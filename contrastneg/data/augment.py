@@ -167,9 +167,9 @@ def _blend_(images: Float[Tensor, "N C H W"], factor: Float[Tensor, " N"], opera
 def shift_hue(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 H W"]:
     """Turn the hue of each picture, as torchvision's ``adjust_hue``.
 
-    With the value v (largest channel), the chroma d (largest minus smallest) and the hue h in sixths of a turn, a channel
-    is ``v - d clamp(2 - |u|, 0, 1)`` where u in [-3, 3] is the way round the circle from the colour that lacks this
-    channel most: ``h + 3``, ``h + 1``, ``h - 1`` for red, green, blue. This is HSV to RGB without its six cases.
+    With the value v (largest channel), the chroma d (largest minus smallest) and the hue h in sixths of a turn, a
+    channel is ``v - d clamp(2 - |u|, 0, 1)`` where u in [-3, 3] is the way round the circle from the colour that lacks
+    this channel most: ``h + 3``, ``h + 1``, ``h - 1`` for red, green, blue. This is HSV to RGB without its six cases.
 
     Args:
         images: Pixels in [0, 1].
