@@ -1,0 +1,107 @@
+"""The command table: ``contrastneg VERB ...``.
+
+Bad input gets one line on standard error and exit status 2: what is wrong, what was met, what to do.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {}
+
+
+def verb(name: str, line: str) -> Callable[[Callable[[list[str]], int]], Callable[[list[str]], int]]:
+    """Enter a function into the command table with its line of help."""
+
+    def enter(function: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+        VERBS[name] = (function, line)
+        return function
+
+    return enter
+
+
+@verb("pretrain", "train an encoder on images without labels, then score it")
+def run_pretrain(arguments: list[str]) -> int:
+    """``pretrain [DATA] [--config FILE] [--NAME VALUE ...]`` or ``pretrain --resume RUN``."""
+    from contrastneg.commandline import parse_pretrain
+    from contrastneg.pretrain import pretrain
+    from contrastneg.runfolder import Interrupted
+
+    config, resume = parse_pretrain(arguments)
+    try:
+        pretrain(config, resume=resume)
+    except Interrupted as stop:
+        folder = stop.checkpoint.parent.parent
+        print(f"{stop}\ncontinue with: contrastneg pretrain --resume {folder}", file=sys.stderr)
+        return 128 + stop.signum
+    return 0
+
+
+@verb("check", "say what a data address holds and what is wrong with it")
+def run_check(arguments: list[str]) -> int:
+    """``check DATA``: exit status 1 where images cannot be read."""
+    from contrastneg.commandline import parse_check
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    options = parse_check(arguments)
+    source = open_source(options.data, root=options.root, labels=False if options.unlabelled else None)
+    report = scan(source, "skip")
+    print(*report.lines(), *source.notes, sep="\n")
+    for name, why in report.bad:
+        print(f"unreadable: {name}: {why}")
+    return 1 if report.bad else 0
+
+
+@verb("report", "write a run's page anew from its records")
+def run_report(arguments: list[str]) -> int:
+    """``report RUN``."""
+    from contrastneg.commandline import parse_report
+    from contrastneg.report.page import write_report
+
+    print(write_report(parse_report(arguments)))
+    return 0
+
+
+def usage() -> str:
+    """The command table in words."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in VERBS.items()]
+    return "usage: contrastneg VERB [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\ncontrastneg VERB --help tells more."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if given else 2
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("contrastneg"))
+        return 0
+    if given[0] not in VERBS:
+        near = difflib.get_close_matches(given[0], VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"
+        return refuse(f"there is no verb {given[0]!r}: {hint}")
+    try:
+        return VERBS[given[0]][0](given[1:])
+    except ValueError as error:
+        if os.environ.get("CONTRASTNEG_DEBUG"):
+            raise
+        return refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def refuse(reason: str) -> int:
+    """One line on standard error, exit status 2."""
+    print("contrastneg:", re.sub(r"\s+", " ", reason).strip(), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Command lines and YAML files into settings: typed, with the nearest valid name for a wrong one."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from contrastneg import negatives, schedules
+from contrastneg.config import Pretrain
+from contrastneg.methods import MoCo, SimCLR
+from contrastneg.randomness import derive_seed
+
+METHODS: dict[str, type] = {"MoCo": MoCo, "SimCLR": SimCLR}
+
+
+def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
+    """Settings of ``contrastneg pretrain`` and the run to resume, if any.
+
+    Raises:
+        ValueError: If a name or a value is not valid.
+    """
+    given = dashed_names(positional("data", arguments))
+    if not any(argument.partition("=")[0] == "--resume" for argument in given):
+        return build(pretrain_parser(), given), None
+    parser = ArgumentParser(prog="contrastneg pretrain", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path, required=True, help="Run folder to continue.")
+    try:
+        folder = parser.parse_args(given).resume
+    except ArgumentError as error:
+        raise ValueError(f"{first_line(error)}: a resumed run keeps its own settings, give --resume alone") from error
+    return read_config(folder), folder
+
+
+def read_config(run: Path) -> Pretrain:
+    """Settings of an earlier run, from its ``config.yaml``.
+
+    Raises:
+        ValueError: If the folder is not a run or its settings are not valid.
+    """
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
+    return build(pretrain_parser(), ["--config", str(run / "config.yaml")])
+
+
+def pretrain_parser() -> ArgumentParser:
+    """The parser of ``contrastneg pretrain``; help texts are the attribute docstrings of the settings."""
+    parser = ArgumentParser(
+        prog="contrastneg pretrain",
+        description=(
+            "Pretrain an image encoder without labels, then score it. The address of the data may stand first, without "
+            "--data. `--method.help MoCo` lists the settings of a method. `--resume RUN`, alone, continues a run."
+        ),
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; what stands later wins.")
+    parser.add_class_arguments(Pretrain, as_group=False)
+    parser.set_defaults({"method": {"class_path": "contrastneg.methods.SimCLR"}})
+    parser.link_arguments("views.size", "method.init_args.image_size")
+    return parser
+
+
+def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
+    """Parse, then build the method with weights that are a function of the seed.
+
+    Raises:
+        ValueError: If a name or a value is not valid.
+    """
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ValueError(explain(str(error), parser)) from error
+    except (OSError, TypeError) as error:
+        raise ValueError(f"the settings cannot be read: {first_line(error)}") from error
+    return instantiate(parser, parsed)
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
+    """Settings as objects."""
+    torch.manual_seed(derive_seed(parsed.seed, "weights"))
+    objects = parser.instantiate(parsed)
+    return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """A parser's message as one line that names the choices or the nearest valid name."""
+    if match := re.search(r"unrecognized arguments: (\S+)", message):
+        options = [name for name in parser._option_string_actions if name.startswith("--")]
+        return f"there is no option {match[1]}: {nearest(match[1].partition('=')[0], options)}"
+    if match := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"there is no class {match[1]!r} here: {nearest(match[1], class_names())}"
+    if match := re.search(r"Option '([^']+)' is not accepted", message):
+        owner = re.search(r"class_path '([^']+)'", message)
+        known = class_named(owner[1]) if owner else None
+        names = inspect.signature(known).parameters if known else [action.dest for action in parser._actions]
+        where = f" in {owner[1].rpartition('.')[2]}" if owner else ""
+        wrong = match[1].partition(".")[0] if not owner else match[1]
+        return f"there is no setting {wrong!r}{where}: {nearest(wrong, names)}"
+    if match := re.search(r"Expected an? (?:typing\.|<class ')?(.+?)'?>?\. Got value: (.*)", message):
+        setting = ".".join(re.findall(r"Parser key \"([^\"]+)\"", message))
+        choices = re.fullmatch(r"Literal\[(.*)\]", match[1])
+        expected = f"choose from {choices[1]}" if choices else f"expected {match[1]}"
+        return f"{setting} is {match[2]}: {expected.replace(chr(39), '')}"
+    return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """The most similar valid name, or all of them."""
+    names = [name for name in names if name not in ("self", "help")]
+    near = difflib.get_close_matches(wrong, names, n=1) or difflib.get_close_matches(
+        wrong.lower(), [name.lower() for name in names], n=1
+    )
+    if not near:
+        return "choose from " + ", ".join(sorted(names))
+    return f"did you mean {next(name for name in names if name.lower() == near[0].lower())}?"
+
+
+def class_names() -> list[str]:
+    """Names that a YAML file may give as a class: methods, stages, schedules."""
+    known = [name for module in (negatives, schedules) for name in module.__all__ if is_setting(getattr(module, name))]
+    return [*METHODS, *known]
+
+
+def is_setting(thing: Any) -> bool:
+    """Whether a public name is a class that a YAML file may name: a concrete stage or schedule."""
+    return (
+        inspect.isclass(thing)
+        and issubclass(thing, (negatives.Stage, schedules.Schedule))
+        and not inspect.isabstract(thing)
+    )
+
+
+def class_named(path: str) -> type | None:
+    """The class behind a name in a parser's message."""
+    name = path.rpartition(".")[2]
+    return METHODS.get(name) or getattr(negatives, name, None) or getattr(schedules, name, None)
+
+
+def simple_parser(verb: str, **options: tuple[type, Any, str]) -> ArgumentParser:
+    """A parser of a few typed options."""
+    parser = ArgumentParser(prog=f"contrastneg {verb}", exit_on_error=False, allow_abbrev=False)
+    for name, (kind, default, text) in options.items():
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        else:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    return parser
+
+
+def parse_check(arguments: Sequence[str]) -> Namespace:
+    """Options of ``contrastneg check``."""
+    parser = simple_parser(
+        "check",
+        data=(str, None, "Address of the images."),
+        root=(Path, None, "Folder where torchvision data sets are looked for and downloaded to."),
+        unlabelled=(bool, False, "Treat sub-folders as mere folders, not as classes."),
+    )
+    return parse_simple(parser, "data", arguments)
+
+
+def parse_report(arguments: Sequence[str]) -> Path:
+    """The run folder of ``contrastneg report``."""
+    parser = simple_parser("report", run=(Path, None, "Run folder."))
+    run = parse_simple(parser, "run", arguments).run
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
+    return run
+
+
+def parse_simple(parser: ArgumentParser, first: str, arguments: Sequence[str]) -> Namespace:
+    """Parse, with the first option given by position or by name, and required."""
+    try:
+        parsed = parser.parse_args(dashed_names(positional(first, arguments)))
+    except ArgumentError as error:
+        raise ValueError(explain(str(error), parser)) from error
+    if parsed[first] is None:
+        raise ValueError(f"{parser.prog} needs one argument: its {first}")
+    return parsed
+
+
+def positional(name: str, arguments: Sequence[str]) -> list[str]:
+    """``DATA --x y`` as ``--data DATA --x y``."""
+    if arguments and not arguments[0].startswith("-"):
+        return [f"--{name}", *arguments]
+    return list(arguments)
+
+
+def dashed_names(arguments: Sequence[str]) -> list[str]:
+    """``--on-bad-image`` as ``--on_bad_image``: both spellings are accepted."""
+    changed = []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        changed.append(("--" + name[2:].replace("-", "_") if name.startswith("--") else name) + equals + text)
+    return changed
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,250 @@
+"""What a run says on the terminal: the start card, the bar, one line per epoch, the final table."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from contrastneg import distributed
+
+
+class Output:
+    """A console that falls silent when its reader goes away: trouble with output never ends a training run."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.enabled = enabled
+
+    def print(self, *renderables: Any) -> None:
+        """Print on rank 0 of a run, if anybody still listens."""
+        if not self.enabled:
+            return
+        try:
+            self.console.print(*renderables)
+        except OSError:
+            self.enabled = False
+
+
+def start_card(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> Panel:
+    """What will run, before it runs."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(name, text)
+    for note in notes:
+        grid.add_row("[yellow]note[/]", note)
+    return Panel(grid, title=title, title_align="left", expand=False)
+
+
+def score_table(rows: Sequence[dict[str, Any]], k: int, queries: int) -> Table:
+    """The final table: the encoder beside what it must beat."""
+    table = Table(title=f"Scores on {queries:,} test images (top-1, %)", title_justify="left")
+    table.add_column("features")
+    table.add_column(f"kNN, k={k}", justify="right")
+    table.add_column("linear", justify="right")
+    for row in rows:
+        table.add_row(row["features"], f"{row['knn_top1']:.1f}", f"{row['linear_top1']:.1f}")
+    return table
+
+
+class EpochMeter:
+    """Sums of an epoch so far; plain numbers, so that a resumed epoch reports what the unbroken one would."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, value: float, count: int) -> None:
+        """Add ``count`` observations whose mean is ``value``."""
+        self.sums[name] = self.sums.get(name, 0.0) + value * count
+        self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self) -> dict[str, float]:
+        """Mean of each name."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+class RunProgress(Callback):
+    """The training clock, the bar and the epoch lines.
+
+    The clock counts seconds spent on training steps (data and augmentation included, evaluation and checkpoints not) and
+    survives a resume.
+
+    Args:
+        output: Where to print.
+        bar: Whether to draw a progress bar (on a terminal only).
+        knn: Callback whose ``history`` holds the newest kNN score, if any.
+    """
+
+    def __init__(self, output: Output, bar: bool = True) -> None:
+        self.output = output
+        self.show_bar = bar and output.console.is_terminal
+        self.seconds = 0.0
+        self.images = 0
+        self.meter = EpochMeter()
+        self.history: list[dict[str, float]] = []
+        self._resumed_from = (0.0, 0)
+        self._started: float | None = None
+        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self._bar: Progress | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clock and the epoch so far."""
+        self._settle()
+        return {
+            "seconds": self.training_seconds(),
+            "images": self.images,
+            "sums": dict(self.meter.sums),
+            "counts": dict(self.meter.counts),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the clock and the epoch."""
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self.meter.sums, self.meter.counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+        self._resumed_from = (self.seconds, self.images)
+
+    def training_seconds(self) -> float:
+        """Seconds of training so far."""
+        running = time.perf_counter() - self._started if self._started is not None else 0.0
+        return self.seconds + running
+
+    def images_per_second(self) -> float:
+        """Images (not views) trained on per second since the start or the last resume."""
+        seconds, images = self._resumed_from
+        return (self.images - images) / max(self.training_seconds() - seconds, 1e-9)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a fresh epoch."""
+        self.meter = EpochMeter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock with the first batch after a pause."""
+        if self._started is None:
+            self._started = time.perf_counter()
+        if self._bar is None and self.show_bar and trainer.is_global_zero:
+            self._bar = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]:.0f} images/s  loss {task.fields[loss]:.3f}"),
+                TimeRemainingColumn(),
+                console=self.output.console,
+                transient=True,
+            )
+            self._bar.add_task("", total=trainer.estimated_stepping_batches, epoch=1, speed=0.0, loss=float("nan"))
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step; numbers are read from the device only every 10 steps."""
+        count = len(outputs["image_id"])
+        self.images += count * trainer.world_size
+        self._pending.append((outputs["loss"].detach(), outputs["first"].float().mean(), count))
+        if len(self._pending) >= 10:
+            self._settle()
+        if self._bar is not None:
+            self._draw(trainer)
+
+    def _settle(self) -> None:
+        """Move pending device numbers into the meter."""
+        for loss, first, count in self._pending:
+            self.meter.add("loss", loss.item(), count)
+            self.meter.add("accuracy", first.item(), count)
+        self._pending.clear()
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        assert self._bar is not None
+        try:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=trainer.global_step,
+                epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+                speed=self.images_per_second(),
+                loss=self.meter.means().get("loss", float("nan")),
+            )
+        except OSError:
+            self.show_bar, self._bar = False, None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock; first in the list of callbacks, so that evaluation is not counted."""
+        self._settle()
+        self.pause()
+        means = {name: distributed.mean(value) for name, value in self.meter.means().items()}
+        metrics = {
+            "epoch/loss": means["loss"],
+            "epoch/accuracy": means["accuracy"],
+            "speed/images_per_second": self.images_per_second(),
+        }
+        for name, value in metrics.items():
+            pl_module.log(name, value)
+
+    def pause(self) -> None:
+        """Stop the clock and take the bar away."""
+        self.seconds, self._started = self.training_seconds(), None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal in order."""
+        self.pause()
+
+
+class EpochLine(Callback):
+    """One line per epoch, after the scores of that epoch are known."""
+
+    def __init__(self, output: Output, progress: RunProgress) -> None:
+        self.output = output
+        self.progress = progress
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the line."""
+        if trainer.is_global_zero:
+            self.output.print(epoch_line(trainer, self.progress))
+
+
+def epoch_line(trainer: pl.Trainer, progress: RunProgress) -> str:
+    """Epoch, training time, loss, proxy accuracy, kNN, queue fill and candidate shares, as far as they are known."""
+    logged = {name: float(v) for name, v in trainer.callback_metrics.items() if isinstance(v, Tensor) and v.ndim == 0}
+    parts = [
+        f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
+        f"{progress.seconds / 60:5.1f} min",
+        f"{progress.images_per_second():6.0f} images/s",
+        f"loss {logged['epoch/loss']:.3f}",
+        f"accuracy {100 * logged['epoch/accuracy']:.1f} %",
+    ]
+    shown = (
+        ("knn/top1", "kNN {:.1f} %", 100),
+        ("probe/accuracy", "probe {:.1f} %", 100),
+        ("candidates/queue_fill", "queue {:.0f} %", 100),
+        ("candidates/own", "own {:.2g} %", 100),
+        ("candidates/same_class", "same class {:.1f} %", 100),
+    )
+    parts += [text.format(scale * logged[name]) for name, text, scale in shown if name in logged]
+    return "  ".join(parts)
+
+
+def human(count: float) -> str:
+    """A count in thousands or millions."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
+
+
+def torch_threads() -> str:
+    """How the CPU is used."""
+    return f"{torch.get_num_threads()} threads"

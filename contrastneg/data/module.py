@@ -1,0 +1,343 @@
+"""From an :class:`ImageSet` to batches of two views on the training device, and to batches for evaluation.
+
+Two ways in, one interface. *Memory*: all pixels are one uint8 tensor on the training device, the loader yields positions
+only and both views are made there in one batched call. *Stream*: loader workers decode and crop, the rest of the
+augmentation runs batched on the device. Either way the order of images is a function of (seed, epoch) and every random
+parameter a function of (seed, epoch, batch, rank) or (seed, epoch, image), so the loader's whole state is its position.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from contrastneg import distributed
+from contrastneg.data.sources import ImageSet
+from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
+from contrastneg.randomness import derive_seed, generator
+
+EVAL_BATCH = 512
+
+
+class TwoViews(NamedTuple):
+    """What a training step receives: two views of B images and the stable index of each image."""
+
+    view1: Float[Tensor, "B C S S"]
+    view2: Float[Tensor, "B C S S"]
+    image_id: Int64[Tensor, " B"]
+
+
+class Pending(NamedTuple):
+    """A batch on its way to the device: ``crops`` in streaming mode, None when the pixels are there already."""
+
+    position: Int64[Tensor, " B"]
+    image_id: Int64[Tensor, " B"]
+    crops: UInt8[Tensor, "B 2 C S S"] | None
+    seed: int
+
+
+class EpochOrder:
+    """Which positions make each batch of an epoch on this rank.
+
+    Every rank sees the same permutation and takes its own part of each global batch. With ``drop_last`` False the rest
+    of the epoch is shared out as evenly as it goes; a share of one image is dropped, because batch norm cannot use it.
+    """
+
+    def __init__(self, n_images: int, batch_size: int, seed: int, drop_last: bool = True) -> None:
+        self.n_images = n_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        per_step = self.batch_size * distributed.world_size()
+        full, rest = divmod(self.n_images, per_step)
+        return full + int(not self.drop_last and rest // distributed.world_size() >= 2)
+
+    def positions(self) -> list[Int64[Tensor, " b"]]:
+        """This rank's batches of the current epoch, from its first to its last."""
+        order = torch.randperm(self.n_images, generator=generator(self.seed, "order", self.epoch))
+        world, rank = distributed.world_size(), distributed.rank()
+        steps = order.split(self.batch_size * world)[: len(self)]
+        return [step.tensor_split(world)[rank] for step in steps]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Batches for worker processes, from ``start``: lists of (epoch, position)."""
+        for batch in self.positions()[self.start :]:
+            yield [(self.epoch, position) for position in batch.tolist()]
+
+
+class StreamedCrops(Dataset):
+    """(epoch, position) -> two uint8 crops of that image; runs in loader workers."""
+
+    def __init__(self, source: ImageSet, views: Views, seed: int) -> None:
+        self.source = source
+        self.views = views
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[int, Tensor]:
+        epoch, position = item
+        image = self.source.read(position)
+        return position, crop_pair(image, self.views, generator(self.seed, "crop", epoch, position))
+
+
+class StreamedEvaluation(Dataset):
+    """position -> the uint8 evaluation crop of that image; runs in loader workers."""
+
+    def __init__(self, source: ImageSet, views: Views) -> None:
+        self.source = source
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor]:
+        return position, eval_crop(self.source.read(position), self.views)
+
+
+class TrainLoader:
+    """Yields :class:`Pending` batches; a stateful loader in Lightning's sense, whose state is (epoch, next batch)."""
+
+    def __init__(self, order: EpochOrder, image_id: Int64[Tensor, " N"], workers: DataLoader | None) -> None:
+        self.order = order
+        self.image_id = image_id
+        self.workers = workers
+        self.sampler = self  # Lightning calls set_epoch on a loader's sampler
+        self._next = 0
+        self._resume_at: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.order.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and the first batch that has not been delivered."""
+        return {"epoch": self.order.epoch, "batch": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the saved batch when that epoch comes round; a finished epoch resumes at the next one's start."""
+        self._resume_at = (state["epoch"], state["batch"])
+
+    def __iter__(self) -> Iterator[Pending]:
+        # A generator: the body first runs when Lightning asks for a batch, after it has set the epoch.
+        epoch, batch = self._resume_at or (-1, 0)
+        self._resume_at = None
+        self.order.start = batch if epoch == self.order.epoch and batch < len(self) else 0
+        self._next = self.order.start
+        for position, crops in self._batches():
+            seed = derive_seed(self.order.seed, "views", self.order.epoch, self._next, distributed.rank())
+            self._next += 1
+            yield Pending(position, self.image_id[position], crops, seed)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.workers is None:
+            for position in self.order.positions()[self.order.start :]:
+                yield position, None
+        else:
+            for position, crops in self.workers:
+                yield position, crops
+
+
+class PretrainData(pl.LightningDataModule):
+    """Two views for training, plain images for evaluation.
+
+    Args:
+        train: Images to pretrain on.
+        views: Recipe of the two views.
+        bank: Labelled images that kNN and linear probe learn from; None when nothing is labelled.
+        queries: Labelled images they are asked about.
+        batch_size: Images per device and micro-batch, at least 2.
+        loading: ``memory`` keeps all pixels on the device, ``stream`` decodes in workers.
+        workers: Loader processes in streaming mode; 0 decodes in the training process.
+        seed: Seed of order, crops and colours.
+        drop_last: Leave out the last, smaller batch of each epoch.
+        channels_last: Memory format of the views that the encoder receives.
+
+    Raises:
+        ValueError: If there are too few images for one step.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        views: Views,
+        bank: ImageSet | None = None,
+        queries: ImageSet | None = None,
+        *,
+        batch_size: int = 256,
+        loading: Literal["memory", "stream"] = "memory",
+        workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sets = {"pretrain": train, "train": bank, "test": queries}
+        self.views = views
+        self.batch_size = batch_size
+        self.loading = loading
+        self.workers = workers
+        self.seed = seed
+        self.drop_last = drop_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._pixels: dict[int, UInt8[Tensor, "N C H W"]] = {}
+        self._loader: TrainLoader | None = None
+        self._resume_at: dict[str, int] | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are labelled images to score an encoder on."""
+        return self.sets["train"] is not None and self.sets["test"] is not None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that scores are over."""
+        bank = self._labelled("train")
+        return len(bank.classes) if bank.classes else int(self.labels("train").max()) + 1
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by label."""
+        return self._labelled("train").classes or [str(label) for label in range(self.num_classes)]
+
+    def labels(self, split: str) -> Int64[Tensor, " N"]:
+        """Labels of the ``train`` (bank) or ``test`` (queries) images, by position."""
+        labels = self._labelled(split).labels
+        assert labels is not None
+        return labels
+
+    def label_table(self) -> Int64[Tensor, " T"] | None:
+        """Label of each pretraining image by its stable index, -1 where there is none; None without any labels."""
+        source = self.sets["pretrain"]
+        assert source is not None
+        if source.labels is None or (source.labels < 0).all():
+            return None
+        table = torch.full((int(source.image_id.max()) + 1,), -1)
+        table[source.image_id] = source.labels
+        return table
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of this rank; refuses a set that is too small for a single step."""
+        source = self.sets["pretrain"]
+        assert source is not None
+        order = EpochOrder(len(source), self.batch_size, self.seed, self.drop_last)
+        check_steps(len(source), self.batch_size, distributed.world_size(), self.drop_last)
+        workers = None if self.loading == "memory" else self._worker_loader(source, order)
+        self._loader = TrainLoader(order, source.image_id, workers)
+        if self._resume_at is not None:
+            self._loader.load_state_dict(self._resume_at)
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Position of the training loader, for the checkpoint."""
+        return self._loader.state_dict() if self._loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue at a saved position; Lightning restores the data module before it asks for the loader."""
+        self._resume_at = state_dict or None
+
+    def _worker_loader(self, source: ImageSet, order: EpochOrder) -> DataLoader:
+        return DataLoader(
+            StreamedCrops(source, self.views, self.seed),
+            batch_sampler=order,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the two views on the device that the batch has just reached."""
+        if not isinstance(batch, Pending):
+            return batch
+        draws = torch.Generator().manual_seed(batch.seed)
+        if batch.crops is None:
+            pixels = self.pixels("pretrain", batch.position.device)
+            view1, view2 = two_views(pixels[batch.position], self.views, draws)
+        else:
+            view1, view2 = finish_views(batch.crops, self.views, draws)
+        return TwoViews(self._formatted(view1), self._formatted(view2), batch.image_id)
+
+    def pixels(self, split: str, device: torch.device | str = "cpu") -> UInt8[Tensor, "N C H W"]:
+        """All pixels of one set as one tensor on ``device``; sets that are the same object share it."""
+        source = self.sets[split]
+        assert source is not None
+        known = self._pixels.get(id(source))
+        if known is None:
+            known = source.load()
+        if known.device != torch.device(device):
+            known = known.to(device)
+        self._pixels[id(source)] = known
+        return known
+
+    def feature_batches(
+        self, split: str, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Float[Tensor, "b C S S"], Int64[Tensor, " b"]]]:
+        """This rank's share of a labelled set, prepared for evaluation: (images, positions)."""
+        source = self._labelled(split)
+        positions = torch.arange(distributed.rank(), len(source), distributed.world_size())
+        if self.loading == "memory" and source.uniform_size is not None:
+            pixels = self.pixels(split, device)
+            for part in positions.split(EVAL_BATCH):
+                yield self._formatted(eval_view(pixels[part.to(device)], self.views)), part
+            return
+        loader = DataLoader(
+            StreamedEvaluation(source, self.views),
+            batch_size=EVAL_BATCH if self.views.size <= 64 else 64,
+            sampler=positions.tolist(),
+            num_workers=self.workers,
+        )
+        for part, crops in loader:
+            yield self._formatted(eval_view(crops.to(device), self.views)), part
+
+    def example_views(self, count: int) -> tuple[UInt8[Tensor, "n 3 S S"], UInt8[Tensor, "n 3 S S"]]:
+        """Both views of some images, as pictures: what the encoder is asked to match."""
+        source = self.sets["pretrain"]
+        assert source is not None
+        position = torch.randperm(len(source), generator=generator(self.seed, "examples"))[:count]
+        streamed = StreamedCrops(source, self.views, self.seed)
+        crops = torch.stack([streamed[0, index][1] for index in position.tolist()])
+        view1, view2 = finish_views(crops, self.views, generator(self.seed, "examples", "views"))
+        return self._pictures(view1), self._pictures(view2)
+
+    def _pictures(self, view: Float[Tensor, "n C S S"]) -> UInt8[Tensor, "n 3 S S"]:
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self.views.mean, self.views.std))
+        pixels = view.cpu() * std + mean if view.shape[1] == len(mean) else view.cpu() * std.mean() + mean.mean()
+        return (255 * pixels).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+
+    def _labelled(self, split: str) -> ImageSet:
+        source = self.sets[split]
+        if source is None:
+            raise ValueError(f"there is no labelled {split} set: give one with --val")
+        return source
+
+    def _formatted(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self.memory_format)
+
+
+def check_steps(n_images: int, batch_size: int, world_size: int, drop_last: bool) -> None:
+    """Refuse, before anything is written, a set from which not one training step can be made.
+
+    Raises:
+        ValueError: If the set is smaller than one global batch (with ``drop_last``), or gives a rank fewer than 2 images.
+    """
+    if batch_size < 2:
+        raise ValueError(f"batch_size is {batch_size}: batch norm and negatives need at least 2 images per device")
+    needed = batch_size * world_size if drop_last else 2 * world_size
+    if n_images < needed:
+        raise ValueError(
+            f"{n_images} images are fewer than one step needs ({needed} = "
+            f"{batch_size if drop_last else 2} per device x {world_size} devices, drop_last {drop_last}): "
+            "lower batch_size or add images"
+        )

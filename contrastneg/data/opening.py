@@ -1,0 +1,133 @@
+"""The sets of a run: what is pretrained on, and what the encoder is scored on."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from filelock import FileLock
+
+from contrastneg.config import Pretrain
+from contrastneg.data.scan import scan
+from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
+from contrastneg.randomness import derive_seed, generator
+
+MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
+HELD_OUT = 10  # without test images every 10th labelled image is asked about
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The data of a run, opened and scanned."""
+
+    train: ImageSet
+    """Images to pretrain on."""
+    bank: ImageSet | None
+    """Labelled images that scores learn from."""
+    queries: ImageSet | None
+    """Labelled images that scores are taken on."""
+    loading: Literal["memory", "stream"]
+    """Where the pixels are."""
+    lines: list[str]
+    """What was found, for the start card."""
+    notes: list[str]
+    """What a reader of the scores must know."""
+
+
+def open_data(config: Pretrain) -> OpenedData:
+    """Open and scan every set that a run needs.
+
+    Raises:
+        ValueError: If there is no address, an address cannot be opened, or images cannot be read and the policy is
+            ``raise``.
+    """
+    # Processes that start together must not unpack the same download at once.
+    lock = Path(tempfile.gettempdir()) / f"contrastneg-{derive_seed(str(config.root), str(config.data))}.lock"
+    with FileLock(lock):
+        full = opened(config, config.data, "train")
+        bank, queries, notes = open_scored(config, full)
+    train, lines, scan_notes = usable(full, config)
+    if config.limit_images is not None:
+        train = limit_images(train, config.limit_images, config.seed)
+        lines.append(f"limited to {len(train):,} images")
+    if bank is full:
+        bank = train
+    if queries is not None and queries is not full:
+        queries, more, query_notes = usable(queries, config)
+        lines += more
+        scan_notes += query_notes
+    if bank is not None and bank is queries:
+        bank, queries = hold_out(bank, config.seed)
+        notes.append(
+            f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "
+            "all of them were pretrained on or may have been, so compare such scores with each other only"
+        )
+    return OpenedData(train, bank, queries, loading_of(train, config), lines, [*full.notes, *scan_notes, *notes])
+
+
+def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
+    """Bank and queries: those of ``val`` if given, else of the data; the same set twice where it must be parted."""
+    labelled = train.labels is not None and bool((train.labels >= 0).any())
+    if config.val is None:
+        if not labelled:
+            return None, None, ["no labels: the encoder is not scored (give a labelled set with --val)"]
+        try:
+            queries = opened(config, config.data, "test", classes=train.classes)
+        except NoSuchSplit:
+            return train, train, []
+        return (train, queries, []) if queries.labels is not None else (train, train, [])
+    if labelled:
+        return train, with_labels(opened(config, config.val, "test", classes=train.classes)), []
+    try:
+        queries = with_labels(opened(config, config.val, "test"))
+        bank = with_labels(opened(config, config.val, "train"))
+    except NoSuchSplit:
+        bank = queries = with_labels(opened(config, config.val, "train"))
+    return bank, queries, []
+
+
+def opened(config: Pretrain, address: str | None, split: str, classes: list[str] | None = None) -> ImageSet:
+    """One split of an address, in the channels that the encoder takes."""
+    if address is None:
+        raise ValueError("no data: name a folder, a file or a known set, for instance `contrastneg pretrain shapes`")
+    channels = config.method.hparams["backbone"]["in_channels"]
+    labels = False if config.unlabelled and address == config.data and split == "train" else None
+    return open_source(address, split=split, root=config.root, channels=channels, labels=labels, classes=classes)
+
+
+def with_labels(source: ImageSet) -> ImageSet:
+    """The set itself, if it can be scored on."""
+    if source.labels is None or not bool((source.labels >= 0).any()):
+        raise ValueError(f"val {source.address} has no labels: give a labelled set to score on")
+    return source
+
+
+def usable(source: ImageSet, config: Pretrain) -> tuple[ImageSet, list[str], list[str]]:
+    """The images that can be read, what the scan says of the set, and what was left out."""
+    if source.pixels is not None:
+        return source, [f"{source.name} {source.split}: {len(source):,} images"], []
+    report = scan(source, config.on_bad_image)
+    notes = [f"left out {name}: {why}" for name, why in report.bad]
+    kept = source.subset(report.usable) if report.bad else source
+    return kept, report.lines(), notes
+
+
+def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """A labelled set parted into bank and queries, at random but always in the same way."""
+    assert source.labels is not None
+    labelled = (source.labels >= 0).nonzero().flatten()
+    order = labelled[torch.randperm(len(labelled), generator=generator(seed, "hold_out"))]
+    n_queries = max(1, len(order) // HELD_OUT)
+    return source.subset(order[n_queries:].sort().values), source.subset(order[:n_queries].sort().values)
+
+
+def loading_of(source: ImageSet, config: Pretrain) -> Literal["memory", "stream"]:
+    """Where the pixels will be; explains a memory request that cannot be met."""
+    if config.loading == "stream":
+        return "stream"
+    size = source.uniform_size
+    fits = size is not None and len(source) * 3 * size[0] * size[1] <= MEMORY_LIMIT
+    if config.loading == "memory" and size is None:
+        raise ValueError(f"loading is memory but the images of {source.address} differ in size: use stream or auto")
+    return "memory" if config.loading == "memory" or fits else "stream"

@@ -1,0 +1,193 @@
+"""Look at a data set before training: what was found, what is ignored, what cannot be used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from contrastneg.data.decode import UnreadableImage
+from contrastneg.data.imageset import ImageSet, in_threads
+
+DECODED_PIXELS = 20_000 * 224**2  # up to about this many pixels every picture is decoded: some 20 s on one core
+SAMPLE = 16  # headers from which the number of pixels is estimated
+NAMED_IN_ERROR = 10
+TAIL = 4096  # bytes in which the end marker is looked for
+
+
+class UnusableImages(ValueError):
+    """Some pictures cannot be read and the policy is to refuse that; the message is one line that names them."""
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan found."""
+
+    found: int
+    """Pictures in the set."""
+    usable: Int64[Tensor, " n"]
+    """Positions of those that can be read: ``source.subset(report.usable)``."""
+    bad: list[tuple[str, str]]
+    """Name and reason of each of the others."""
+    decoded: bool
+    """Whether every picture was decoded; else headers and end markers were read."""
+    smallest: tuple[int, int] | None
+    """Height and width of the usable picture with the fewest pixels."""
+    largest: tuple[int, int] | None
+    """Height and width of the usable picture with the most pixels."""
+    uniform_size: tuple[int, int] | None
+    """Height and width that all usable pictures share, or None."""
+    class_counts: dict[str, int] | None
+    """Usable pictures of each class; None for a set without labels."""
+    unlabelled: int
+    """Usable pictures without a label."""
+    ignored: dict[str, int]
+    """What was met and not taken for a picture, with counts."""
+    notes: tuple[str, ...]
+    """How splits and labels were understood."""
+
+    def lines(self) -> list[str]:
+        """The report in a few lines of text, the bad pictures last (all of them)."""
+        lines = [f"{len(self.usable):,} usable of {self.found:,} pictures found ({self._how()})", self._sizes()]
+        if self.class_counts is None:
+            lines.append("no labels")
+        else:
+            lines.append(self._classes(self.class_counts))
+        if self.ignored:
+            lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.ignored.items())))
+        return [*lines, *self.notes, *(f"unusable: {name}: {why}" for name, why in self.bad)]
+
+    def _how(self) -> str:
+        return "each decoded" if self.decoded else "headers and end markers read"
+
+    def _sizes(self) -> str:
+        if self.smallest is None or self.largest is None:
+            return "no sizes"
+        small, large = (f"{height} x {width}" for height, width in (self.smallest, self.largest))
+        return f"all {small} pixels" if self.uniform_size else f"sizes from {small} to {large} pixels, height x width"
+
+    def _classes(self, counts: dict[str, int]) -> str:
+        if not counts:
+            return "no classes"
+        few, many = min(counts.values()), max(counts.values())
+        each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        unlabelled = f", {self.unlabelled:,} without a label" if self.unlabelled else ""
+        plural = "class" if len(counts) == 1 else "classes"
+        return f"{len(counts):,} {plural} of {each} pictures{unlabelled}"
+
+
+def scan(source: ImageSet, policy: str, progress: Callable[[int, int], None] | None = None) -> ScanReport:
+    """Check every picture of a set.
+
+    Sets of up to about a billion pixels (20,000 pictures of 224 x 224, or a million of 32 x 32), estimated from a few
+    headers, are decoded whole. Of larger ones the header is read and the format's end marker looked for, which finds
+    files that are empty, cut or no pictures; a picture without a marker is decoded to decide. Damage in the middle of
+    such a file shows only when it is read, as an ``UnreadableImage`` that names it.
+
+    Args:
+        source: The set to check.
+        policy: "raise" refuses a set with any bad picture; "skip" reports them and goes on with the others.
+        progress: Called with (pictures done, pictures in all) as work goes on.
+
+    Raises:
+        UnusableImages: Pictures are bad and the policy is "raise", or none is usable.
+        ValueError: The policy is neither.
+    """
+    if policy not in ("raise", "skip"):
+        raise ValueError(f"on_bad_image is {policy!r}: choose raise or skip")
+    decode = source.pixels is None and _estimated_pixels(source) <= DECODED_PIXELS
+    sizes = torch.zeros(len(source), 2, dtype=torch.int64)  # (0, 0) where unusable
+    reasons: dict[int, UnreadableImage] = {}
+
+    def check(position: int) -> None:
+        try:
+            sizes[position] = torch.tensor(_checked_size(source, position, decode))
+        except UnreadableImage as error:
+            reasons[position] = error
+
+    if source.pixels is None:
+        in_threads(check, len(source), progress)
+    else:
+        sizes[:] = torch.tensor(source.pixels.shape[-2:])
+    bad = [(reasons[position].name, reasons[position].why) for position in sorted(reasons)]
+    usable = sizes[:, 0].nonzero()[:, 0]
+    if bad and (policy == "raise" or len(usable) == 0):
+        raise UnusableImages(_refusal(bad, len(source), policy))
+    return _report(source, usable, sizes[usable], bad, decode or source.pixels is not None)
+
+
+def _estimated_pixels(source: ImageSet) -> float:
+    """Pixels of the whole set, from headers spread over it; unreadable ones count nothing."""
+    count = min(SAMPLE, len(source))
+    total = 0
+    for i in range(count):
+        try:
+            height, width = source.size(i * len(source) // count)
+        except UnreadableImage:
+            continue
+        total += height * width
+    return total * len(source) / max(count, 1)
+
+
+def _checked_size(source: ImageSet, position: int, decode: bool) -> tuple[int, int]:
+    if not decode:
+        size = source.size(position)
+        if _has_end_marker(source, position):
+            return size
+    picture = source.read(position)
+    return picture.shape[1], picture.shape[2]
+
+
+def _has_end_marker(source: ImageSet, position: int) -> bool:
+    """Whether a JPEG or PNG is complete; False for other formats, which must be decoded to tell."""
+    assert source.reader is not None
+    with source.reader.open(int(source.image_id[position])) as stream:
+        head = stream.read(8)
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - TAIL))
+        tail = stream.read()
+    if head.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" in tail  # not only at the very end: cameras append trailers
+    return head.startswith(b"\x89PNG") and b"IEND" in tail
+
+
+def _report(
+    source: ImageSet,
+    usable: Int64[Tensor, " n"],
+    sizes: Int64[Tensor, "n 2"],
+    bad: list[tuple[str, str]],
+    decoded: bool,
+) -> ScanReport:
+    areas = sizes.prod(dim=1)
+    counts, unlabelled = None, 0
+    if source.labels is not None and source.classes is not None:
+        labels = source.labels[usable]
+        per_class = labels[labels >= 0].bincount(minlength=len(source.classes)).tolist()
+        counts = dict(zip(source.classes, per_class, strict=True))
+        unlabelled = int((labels < 0).sum())
+    return ScanReport(
+        found=len(source),
+        usable=usable,
+        bad=bad,
+        decoded=decoded,
+        smallest=_size(sizes[areas.argmin()]) if len(usable) else None,
+        largest=_size(sizes[areas.argmax()]) if len(usable) else None,
+        uniform_size=_size(sizes[0]) if len(usable) and bool((sizes == sizes[0]).all()) else None,
+        class_counts=counts,
+        unlabelled=unlabelled,
+        ignored=source.ignored,
+        notes=source.notes,
+    )
+
+
+def _size(row: Tensor) -> tuple[int, int]:
+    height, width = row.tolist()
+    return height, width
+
+
+def _refusal(bad: list[tuple[str, str]], found: int, policy: str) -> str:
+    listed = "; ".join(f"{name} ({why})" for name, why in bad[:NAMED_IN_ERROR])
+    more = f"; and {len(bad) - NAMED_IN_ERROR} more" if len(bad) > NAMED_IN_ERROR else ""
+    remedy = "repair or remove them" + (", or pass --on-bad-image skip" if policy == "raise" else "")
+    return f"{len(bad):,} of {found:,} pictures cannot be read: {listed}{more}: {remedy}"

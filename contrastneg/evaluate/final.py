@@ -1,0 +1,138 @@
+"""The scores that end a run: the encoder beside raw pixels and the untrained encoder, and pictures of its neighbours."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from contrastneg.evaluate.features import Features, extract
+from contrastneg.evaluate.knn import knn_score
+from contrastneg.evaluate.linear import linear_score
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from contrastneg.config import Pretrain, build_method
+from contrastneg.data.imageset import ImageSet
+from contrastneg.data.module import PretrainData
+from contrastneg.data.views import eval_crop
+from contrastneg.randomness import derive_seed, generator
+
+PIXEL_SIDE = 32  # larger pictures are shrunk to this side for the raw-pixel baseline
+VIEW_PAIRS = 12
+NEIGHBOUR_ROWS = 12
+NEIGHBOURS = 6
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Arrays for the page: pairs of views, and test images with their nearest training images."""
+
+    arrays: dict[str, np.ndarray]
+
+    def save(self, path: Path) -> None:
+        """Write ``pictures.npz`` atomically."""
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+
+class RawPixels(nn.Module):
+    """Pixels as features: shrunk to at most 32 x 32 by averaging, flattened."""
+
+    def forward(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B F"]:
+        """(B, C, S, S) to (B, C x s x s)."""
+        side = min(PIXEL_SIDE, images.shape[-1])
+        return F.adaptive_avg_pool2d(images.float(), side).flatten(1)
+
+
+def final_scores(
+    config: Pretrain, method: Any, data: PretrainData, device: torch.device, dtype: torch.dtype
+) -> tuple[list[dict[str, Any]], Pictures]:
+    """kNN and linear scores of the pretrained encoder, the same encoder untrained, and raw pixels centred on their mean.
+
+    Args:
+        config: Settings of the run.
+        method: The trained MoCo or SimCLR.
+        data: Its data; bank and queries must be there.
+        device: Where features are computed.
+        dtype: Arithmetic of the encoder.
+
+    Returns:
+        One row per kind of features, and the pictures of the page.
+    """
+    encoders: dict[str, nn.Module] = {
+        "pretrained encoder": method.backbone,
+        "untrained encoder": untrained(config, method).backbone.to(device),
+        "raw pixels": RawPixels(),
+    }
+    if config.channels_last:
+        encoders["untrained encoder"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows, trained = [], None
+    for name, encoder in encoders.items():
+        bank = extract(encoder, data, "train", device, dtype)
+        queries = extract(encoder, data, "test", device, dtype)
+        if name == "raw pixels":
+            bank, queries = centred(bank, queries)
+        trained = trained or (bank, queries)
+        rows.append({"features": name, **scores(bank, queries, data.num_classes, config)})
+    assert trained is not None
+    return rows, pictures(data, *trained, seed=config.seed)
+
+
+def untrained(config: Pretrain, method: pl.LightningModule) -> Any:
+    """The method as it was before its first step: its weights are a function of the seed."""
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    return build_method(type(method), dict(method.hparams))
+
+
+def centred(bank: Features, queries: Features) -> tuple[Features, Features]:
+    """Both sets minus the mean of the bank: cosines of raw pixels are otherwise all near 1."""
+    mean = bank.x.mean(dim=0)
+    return bank.shifted(-mean), queries.shifted(-mean)
+
+
+def scores(bank: Features, queries: Features, num_classes: int, config: Pretrain) -> dict[str, Any]:
+    """kNN and linear scores of one kind of features, in percent."""
+    knn = knn_score(bank, queries, k=config.knn_k, temperature=config.knn_temperature, num_classes=num_classes)
+    linear = linear_score(bank, queries, num_classes=num_classes, seed=config.seed)
+    return {
+        "knn_top1": 100 * knn.top1,
+        "knn_k": knn.k,
+        "knn_temperature": knn.temperature,
+        "linear_top1": 100 * linear.top1,
+    }
+
+
+def pictures(data: PretrainData, bank: Features, queries: Features, seed: int) -> Pictures:
+    """Pairs of views of some training images; some test images with their nearest neighbours in the bank."""
+    draw = generator(seed, "pictures")
+    view1, view2 = data.example_views(VIEW_PAIRS)
+    asked = torch.randperm(len(queries.x), generator=draw)[:NEIGHBOUR_ROWS]
+    similarity = F.normalize(queries.x[asked], dim=1) @ F.normalize(bank.x, dim=1).T
+    nearest = similarity.topk(min(NEIGHBOURS, len(bank.x)), dim=1)
+    train, test = data.sets["train"], data.sets["test"]
+    assert train is not None and test is not None
+    rows = [shown(train, data, positions) for positions in nearest.indices]
+    return Pictures(
+        {
+            "view1": view1.numpy(),
+            "view2": view2.numpy(),
+            "neighbour_query": shown(test, data, asked).numpy(),
+            "neighbour": torch.stack(rows).numpy(),
+            "neighbour_similarity": nearest.values.numpy(),
+            "query_label": data.labels("test")[asked].numpy(),
+            "neighbour_label": data.labels("train")[nearest.indices].numpy(),
+            "class_names": np.array(data.classes),
+        }
+    )
+
+
+def shown(source: ImageSet, data: PretrainData, positions: Tensor) -> UInt8[Tensor, "n 3 S S"]:
+    """Pictures as the evaluation sees them, before normalisation."""
+    images = [eval_crop(source.read(position), data.views) for position in positions.tolist()]
+    return torch.stack(images).expand(-1, 3, -1, -1)

@@ -1,0 +1,154 @@
+"""Log-sum-exp over many keys in one pass, with a gradient that comes out of the same pass.
+
+The gradient of ``log sum_j exp(q.k_j / t)`` with respect to ``q`` is the softmax-weighted mean of the keys, over t. Both
+numbers are sums over keys, so one walk over tiles of keys yields them together and the (B, K) table never exists.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Keys per tile. On a CPU the (B, tile) block should stay in the second-level cache; a GPU wants few, large launches.
+CPU_TILE = 512
+GPU_TILE = 8192
+
+
+def one_pass_logsumexp(
+    query: Float[Tensor, "B D"],
+    keys: Float[Tensor, "K D"],
+    *,
+    temperature: float,
+    exclude: Int64[Tensor, "E 2"] | None = None,
+) -> Float[Tensor, " B"]:
+    r"""Log-sum-exp of each query's similarities to all keys, differentiable in the query.
+
+    .. math:: \log \sum_j e^{q \cdot k_j / t}
+
+    A running maximum keeps it exact at any temperature. Extra memory is O(B (tile + D)). Nothing of the keys is kept for
+    the backward pass, so they may be overwritten before it: a queue needs no clone.
+
+    Args:
+        query: Query embeddings. Computed in float32, or in float64 if they are.
+        keys: Key embeddings, constants; a lower precision is widened tile by tile.
+        temperature: Softmax temperature t > 0.
+        exclude: Pairs (row of query, row of keys) to leave out, for instance :func:`own_pairs`.
+
+    Returns:
+        One value per query, in nats; -inf with zero gradient for a query that has no key left.
+
+    Raises:
+        ValueError: The temperature is not positive, or the keys ask for a gradient.
+    """
+    return one_pass_logsumexp_max(query, keys, temperature=temperature, exclude=exclude)[0]
+
+
+def one_pass_logsumexp_max(
+    query: Float[Tensor, "B D"],
+    keys: Float[Tensor, "K D"],
+    *,
+    temperature: float,
+    exclude: Int64[Tensor, "E 2"] | None = None,
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """As :func:`one_pass_logsumexp`, and each query's largest similarity from the same pass.
+
+    Args:
+        query: See :func:`one_pass_logsumexp`.
+        keys: See :func:`one_pass_logsumexp`.
+        temperature: See :func:`one_pass_logsumexp`.
+        exclude: See :func:`one_pass_logsumexp`.
+
+    Returns:
+        The log-sum-exp, and the largest cosine among the keys that count (-inf if none), without gradient. A query whose
+        positive is above it is a hit of the proxy task.
+
+    Raises:
+        ValueError: The temperature is not positive, or the keys ask for a gradient.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if keys.requires_grad:
+        raise ValueError(
+            "one_pass_logsumexp has no gradient for keys but they require one: detach them or use info_nce"
+        )
+    wide = query.to(torch.promote_types(query.dtype, torch.float32))
+    return _OnePass.apply(wide, keys.detach(), temperature, exclude)
+
+
+def own_pairs(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> Int64[Tensor, "E 2"]:
+    """Pairs (query, key) that come from the same image; an id of -1 matches nothing.
+
+    The keys are first looked up among the sorted query ids, so a large queue costs K log B and no (B, K) comparison.
+
+    Args:
+        query_id: Image index of each query.
+        key_id: Image index of each key.
+
+    Returns:
+        Rows (index into queries, index into keys).
+    """
+    if len(query_id) == 0:
+        return query_id.new_empty(0, 2)
+    known = query_id.sort().values
+    nearest = known[torch.searchsorted(known, key_id).clamp_(max=len(known) - 1)]
+    column = ((nearest == key_id) & (key_id >= 0)).nonzero()[:, 0]
+    row, hit = (query_id[:, None] == key_id[column]).nonzero(as_tuple=True)
+    return torch.stack([row, column[hit]], dim=1)
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, keys, temperature, exclude):
+        # Autocast would round the products to bfloat16: at t = 0.01 that is an error of 0.2 in a logit.
+        with torch.autocast(query.device.type, enabled=False):
+            lse, top, mean_key = _walk(query / temperature, keys, exclude, with_mean=ctx.needs_input_grad[0])
+        ctx.save_for_backward(mean_key.div_(temperature))
+        top = top.mul_(temperature)
+        ctx.mark_non_differentiable(top)
+        return lse, top
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_lse, _):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return grad_lse[:, None] * gradient, None, None, None
+
+
+def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp (B,), largest logit (B,) and softmax-weighted mean key (B, D) of ``scaled @ keys.T``."""
+    tile = CPU_TILE if scaled.device.type == "cpu" else GPU_TILE
+    block = scaled.new_empty(len(scaled), min(tile, len(keys)))
+    # A finite start: -inf minus -inf would be NaN where a whole tile is excluded.
+    top = scaled.new_full((len(scaled),), torch.finfo(scaled.dtype).min)
+    total = torch.zeros_like(top)  # sum of exp(logit - top)
+    mean = torch.zeros_like(scaled)  # sum of exp(logit - top) * key
+    holes = _by_tile(exclude, len(keys), tile)
+    for number, start in enumerate(range(0, len(keys), tile)):
+        part = keys[start : start + tile].to(scaled.dtype)
+        logit = torch.mm(scaled, part.T, out=block[:, : len(part)])
+        if holes[number] is not None:
+            row, column = holes[number].unbind(1)
+            logit[row, column - start] = -torch.inf
+        higher = torch.maximum(top, logit.amax(dim=1))
+        shrink = (top - higher).exp_()
+        top = higher
+        weight = logit.sub_(top[:, None]).exp_()
+        total.mul_(shrink).add_(weight.sum(dim=1))
+        if with_mean:
+            mean.mul_(shrink[:, None]).addmm_(weight, part)
+    empty = total == 0  # otherwise total >= 1, the share of the maximum itself
+    mean.div_(total.clamp(min=1)[:, None])
+    return top + total.log(), top.masked_fill(empty, -torch.inf), mean
+
+
+def _by_tile(exclude: Tensor | None, count: int, tile: int) -> list[Tensor | None]:
+    """The excluded pairs of each tile, None for a tile without any."""
+    tiles = -(-count // tile)
+    if exclude is None or len(exclude) == 0:
+        return [None] * tiles
+    ordered = exclude[exclude[:, 1].argsort()]
+    ends = torch.arange(tile, tiles * tile + 1, tile, device=exclude.device)
+    bounds = [0, *torch.searchsorted(ordered[:, 1].contiguous(), ends).tolist()]
+    return [ordered[a:b] if b > a else None for a, b in pairwise(bounds)]

@@ -1,0 +1,340 @@
+"""MoCo and SimCLR: the two training steps.
+
+A step is read top to bottom: embed both views, take the candidates (queue or batch), let the stages edit their table,
+score, enqueue. Nothing here is called back from a leaf. Losses are means over all images of the step on all ranks, times
+the method's ``loss_scale``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from contrastneg import distributed
+from contrastneg.batchnorm import convert_split_batch_norm
+from contrastneg.config import plain
+from contrastneg.data.module import TwoViews
+from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
+from contrastneg.logsumexp import one_pass_logsumexp_max, own_pairs
+from contrastneg.losses import info_nce, info_nce_from_logsumexp
+from contrastneg.negatives import Clock, Negatives, Stage, check_pipeline
+from contrastneg.optim import EffectiveRate, Optimizer, build_optimizer, learning_rate
+from contrastneg.queue import KeyQueue
+from contrastneg.randomness import generator
+from contrastneg.schedules import Schedule, value
+
+
+def unit(embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """Rows scaled to unit length, in float32 at least: bf16 has too few digits for a temperature of 0.1."""
+    wide = embedding if embedding.dtype == torch.float64 else embedding.float()
+    return F.normalize(wide, dim=1)
+
+
+def contrast(
+    query: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    image_id: Int64[Tensor, " B"],
+    keys: Float[Tensor, "K D"],
+    key_id: Int64[Tensor, " K"],
+    stages: Sequence[Stage],
+    temperature: float,
+    clock: Clock,
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
+    """InfoNCE of each query against its positive and the keys of other images, through the stages.
+
+    Keys without gradient and no stages take one pass over the keys that never holds the (B, K) table; otherwise the
+    table is built, edited by each stage in turn and scored.
+
+    Returns:
+        Loss per query in nats; whether its positive is more similar than every candidate; whether it had a candidate.
+    """
+    if not stages and not keys.requires_grad:
+        positive_similarity = (query * positive).sum(dim=1)
+        pairs = own_pairs(image_id, key_id)
+        mass, hardest = one_pass_logsumexp_max(query, keys, temperature=temperature, exclude=pairs)
+        loss = info_nce_from_logsumexp(positive_similarity, mass, temperature=temperature)
+        return loss, positive_similarity.detach() > hardest, hardest > -torch.inf
+    negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id)
+    for stage in stages:
+        negatives = stage(negatives, clock)
+    loss = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=temperature)
+    kept = negatives.log_weight > -torch.inf
+    hardest = negatives.similarity.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
+    return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
+
+
+class MoCo(pl.LightningModule):
+    """Momentum contrast: keys from a slowly moving copy of the encoder, negatives from a queue of past keys.
+
+    v1 arXiv:1911.05722, v2 arXiv:2003.04297, and with ``queue_size`` 0 and a predictor v3 arXiv:2104.02057.
+
+    Args:
+        backbone: The encoder that is kept after pretraining.
+        projector: Head whose unit-length output is compared.
+        predictor: Second head on the query side only (MoCo v3); None leaves it out.
+        temperature: Softmax temperature, above 0.
+        queue_size: Keys in the queue; 0 contrasts with the keys of the batch (MoCo v3).
+        queue_dtype: Storage of the keys; bfloat16 halves the memory and rounds each number to 8 bits.
+        momentum: Share of the old key branch kept per optimizer step, in [0, 1]; a number or a schedule.
+        key_buffers: Batch-norm statistics of the key branch: its ``own`` (official code) or a ``copy`` of the query's.
+        symmetric: Also contrast view 2 against keys of view 1. Both losses are taken before either key set is pushed.
+        loss_scale: ``mean`` or ``sum`` of the directions, or ``2t_sum``: 2 x temperature x sum (MoCo v3).
+        batch_norm: ``plain`` per device; ``split`` in groups on one device; ``shuffle`` key batches across devices;
+            ``sync`` statistics over all devices (on GPUs; needs ``Trainer(sync_batchnorm=True)``).
+        bn_splits: Groups of the ``split`` batch norm.
+        stages: Edits of the table of negatives, in order.
+        optimizer: Optimizer, learning-rate rule and warm-up.
+        image_size: Side of the views, which vision transformers must know in advance.
+
+    Raises:
+        ValueError: If a setting is out of range or the stages cannot be combined.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone(),
+        projector: Head = Head.moco_v2(),
+        predictor: Head | None = None,
+        temperature: float = 0.2,
+        queue_size: int = 65536,
+        queue_dtype: Literal["float32", "bfloat16"] = "float32",
+        momentum: float | Schedule = 0.999,
+        key_buffers: Literal["own", "copy"] = "own",
+        symmetric: bool = False,
+        loss_scale: Literal["mean", "sum", "2t_sum"] = "mean",
+        batch_norm: Literal["plain", "split", "shuffle", "sync"] = "plain",
+        bn_splits: int = 8,
+        stages: list[Stage] | None = None,
+        optimizer: Optimizer = Optimizer(),
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        keep_settings(self, locals())
+        if temperature <= 0:
+            raise ValueError(f"method.temperature is {temperature}: give a number above 0")
+        if queue_size < 0:
+            raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
+        self.stages = list(stages or [])
+        check_pipeline(self.stages, provides={"id", "queue"} if queue_size else {"id", "batch"})
+        self.temperature, self.momentum, self.key_buffers = temperature, momentum, key_buffers
+        self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
+        self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
+        self.seed = 0
+
+        network = build_backbone(backbone, image_size)
+        self.encoder = nn.Sequential()  # backbone and projector: what the key branch copies
+        self.encoder.add_module("backbone", network)
+        self.encoder.add_module("projector", build_head(network.num_features, projector))
+        if batch_norm == "split":
+            self.encoder = convert_split_batch_norm(self.encoder, bn_splits)
+        self.predictor = nn.Identity() if predictor is None else build_head(projector.out, predictor)
+        self.key_encoder = make_key_branch(self.encoder)
+        self.queue = KeyQueue(queue_size, projector.out, getattr(torch, queue_dtype)) if queue_size else None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that is kept after pretraining: (B, C, S, S) to (B, F)."""
+        return self.encoder.backbone
+
+    def forward(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B F"]:
+        """Backbone features."""
+        return self.backbone(images)
+
+    def training_step(self, batch: TwoViews, batch_idx: int) -> dict[str, Tensor]:
+        """One MoCo step: embed, gather candidates, score, enqueue."""
+        features = self.backbone(batch.view1)
+        query = unit(self.predictor(self.encoder.projector(features)))  # (B, D), carries the gradient
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # once per optimizer step
+            update_key_branch_(self.key_encoder, self.encoder, self._momentum_now(), self.key_buffers)
+        key = self._keys(batch.view2, batch_idx)
+        directions = [(query, key)]
+        if self.symmetric:
+            other = unit(self.predictor(self.encoder(batch.view2)))
+            directions.append((other, self._keys(batch.view1, batch_idx)))
+
+        scored = [self._contrast(query, key, batch.image_id) for query, key in directions]
+        loss = self.scale * sum(distributed.global_mean(value) for value, _, _ in scored)
+
+        if self.queue is not None:  # last: no query may meet its own key as a negative
+            image_id = distributed.all_gather(batch.image_id)
+            for _, key in directions:
+                self.queue.push(distributed.all_gather(key), image_id)
+        _, first, alone = scored[0]
+        log_step(self, loss, first, alone)
+        return {"loss": loss, "features": features.detach(), "image_id": batch.image_id, "first": first}
+
+    def _contrast(self, query: Tensor, key: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.queue is not None:
+            keys, key_id = self.queue.candidates(copy=bool(self.stages))
+        else:
+            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
+        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+
+    @torch.no_grad()
+    def _keys(self, view: Tensor, batch_idx: int) -> Tensor:
+        """Unit keys of a view, in its order; the key branch may see the images in another order (batch norm)."""
+        if self.batch_norm not in ("shuffle", "split"):
+            return unit(self.key_encoder(view))
+        same_on_all_ranks = generator(self.seed, "shuffle", self.trainer.current_epoch, batch_idx)
+        shuffled, undo = distributed.shuffle_batch(view, same_on_all_ranks)
+        return distributed.unshuffle_batch(unit(self.key_encoder(shuffled)), undo)
+
+    def _momentum_now(self) -> float:
+        return value(self.momentum, clock_of(self).progress)
+
+    def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
+        """Loss against the queue as it stands; queue, key branch and statistics stay as they are."""
+        query = unit(self.predictor(self.encoder(batch.view1)))
+        loss, _, _ = self._contrast(query, unit(self.key_encoder(batch.view2)), batch.image_id)
+        self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(query))
+        return loss.mean()
+
+    test_step = validation_step
+
+    def predict_step(self, images: Float[Tensor, "B C S S"], batch_idx: int = 0) -> Float[Tensor, "B F"]:
+        """Backbone features."""
+        return self.backbone(images)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and warm-up cosine schedule by optimizer step."""
+        return build_optimizer(self.optimizer_settings, self, *run_length(self), effective_rate(self).value)
+
+
+class SimCLR(pl.LightningModule):
+    """Contrast the two views of each image with all views of the other images in the batch (arXiv:2002.05709).
+
+    NT-Xent over the global batch: both views are anchors, 2B - 2 candidates each, gathered with gradient.
+
+    Args:
+        backbone: The encoder that is kept after pretraining.
+        projector: Head whose unit-length output is compared.
+        temperature: Softmax temperature, above 0.
+        loss_scale: ``mean`` over the 2B anchors, or ``sum`` of the means of the two views (official code, twice that).
+        batch_norm: ``plain`` statistics per device or ``sync`` over all devices (on GPUs; needs
+            ``Trainer(sync_batchnorm=True)``).
+        stages: Edits of the table of negatives, in order.
+        optimizer: Optimizer, learning-rate rule and warm-up.
+        image_size: Side of the views, which vision transformers must know in advance.
+
+    Raises:
+        ValueError: If a setting is out of range or the stages cannot be combined.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone(),
+        projector: Head = Head.simclr(),
+        temperature: float = 0.1,
+        loss_scale: Literal["mean", "sum"] = "mean",
+        batch_norm: Literal["plain", "sync"] = "plain",
+        stages: list[Stage] | None = None,
+        optimizer: Optimizer = Optimizer(),
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        keep_settings(self, locals())
+        if temperature <= 0:
+            raise ValueError(f"method.temperature is {temperature}: give a number above 0")
+        self.stages = list(stages or [])
+        check_pipeline(self.stages, provides={"id", "batch"})
+        self.temperature, self.batch_norm, self.optimizer_settings = temperature, batch_norm, optimizer
+        self.scale = loss_scale_factor(loss_scale, temperature, directions=2) * 2
+        self.seed = 0
+
+        network = build_backbone(backbone, image_size)
+        self.encoder = nn.Sequential()
+        self.encoder.add_module("backbone", network)
+        self.encoder.add_module("projector", build_head(network.num_features, projector))
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that is kept after pretraining: (B, C, S, S) to (B, F)."""
+        return self.encoder.backbone
+
+    def forward(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B F"]:
+        """Backbone features."""
+        return self.backbone(images)
+
+    def training_step(self, batch: TwoViews, batch_idx: int) -> dict[str, Tensor]:
+        """One SimCLR step: embed both views in one pass, gather, score."""
+        features = self.backbone(torch.cat([batch.view1, batch.view2]))
+        view1, view2 = unit(self.encoder.projector(features)).chunk(2)  # each (B, D)
+        loss, first, alone = self._contrast(view1, view2, batch.image_id)
+        loss = self.scale * distributed.global_mean(loss)
+        log_step(self, loss, first, alone)
+        return {
+            "loss": loss,
+            "features": features.detach().chunk(2)[0],
+            "image_id": batch.image_id,
+            "first": first,
+        }
+
+    def _contrast(self, view1: Tensor, view2: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both views against all views of all ranks; an image's own two views are never among its candidates."""
+        query, partner = torch.cat([view1, view2]), torch.cat([view2, view1])
+        query_id = image_id.repeat(2)
+        keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
+        return contrast(query, partner, query_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+
+    def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
+        """NT-Xent of a batch; nothing is changed."""
+        view1, view2 = (unit(self.encoder(view)) for view in (batch.view1, batch.view2))
+        loss, _, _ = self._contrast(view1, view2, batch.image_id)
+        self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(view1))
+        return loss.mean()
+
+    test_step = validation_step
+
+    def predict_step(self, images: Float[Tensor, "B C S S"], batch_idx: int = 0) -> Float[Tensor, "B F"]:
+        """Backbone features."""
+        return self.backbone(images)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and warm-up cosine schedule by optimizer step."""
+        return build_optimizer(self.optimizer_settings, self, *run_length(self), effective_rate(self).value)
+
+
+def loss_scale_factor(loss_scale: str, temperature: float, directions: int) -> float:
+    """Factor on the sum of the directions' mean losses that gives the named convention."""
+    return {"mean": 1 / directions, "sum": 1.0, "2t_sum": 2 * temperature}[loss_scale]
+
+
+def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None:
+    """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module."""
+    settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
+    named = {"class_name": type(module).__name__, "_instantiator": "contrastneg.config.build_method"}
+    module._set_hparams({**settings, **named})
+    module._hparams_initial = module.hparams
+
+
+def clock_of(module: pl.LightningModule) -> Clock:
+    """Where the run stands, for schedules and the stages' draws."""
+    trainer = module.trainer
+    steps, per_epoch = run_length(module)
+    step = trainer.global_step
+    return Clock(step, steps, step / per_epoch, module.seed, distributed.rank())
+
+
+def run_length(module: pl.LightningModule) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch; the last, incomplete accumulation window of an epoch counts."""
+    trainer = module.trainer
+    steps = int(trainer.estimated_stepping_batches)
+    return steps, max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
+
+
+def effective_rate(module: pl.LightningModule) -> EffectiveRate:
+    """The learning rate after scaling, with its factors in words."""
+    trainer = module.trainer
+    return learning_rate(
+        module.optimizer_settings, trainer.datamodule.batch_size, trainer.world_size, trainer.accumulate_grad_batches
+    )
+
+
+def log_step(module: pl.LightningModule, loss: Tensor, first: Tensor, has_candidates: Tensor) -> None:
+    """Log loss and proxy accuracy of a training step."""
+    module.log("train/loss", loss.detach(), batch_size=len(first))
+    module.log("train/accuracy", first.float().mean(), batch_size=len(first))

@@ -1,0 +1,282 @@
+"""A run's folder: its name, its records, its metrics and its checkpoints.
+
+Everything is written atomically (a temporary file beside the target, then a rename), so a run that is killed at any
+moment leaves files that can be read.
+"""
+
+import csv
+import json
+import os
+import platform
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from contrastneg import distributed
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is in a checkpoint."""
+
+    def __init__(self, signum: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; saved {checkpoint}")
+        self.signum = signum
+        self.checkpoint = checkpoint
+
+
+def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
+    """The folder of a new run, not made yet.
+
+    Raises:
+        ValueError: If the asked folder holds something already, or several processes start at once without a name.
+    """
+    if asked is not None:
+        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+            raise ValueError(
+                f"run folder {asked} exists already: give another --run, or continue it with --resume {asked}"
+            )
+        return asked
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise ValueError("several processes start together and must agree on the run folder: name it with --run DIR")
+    number = 1
+    while (folder := Path("runs") / f"{data}-{method.lower()}-{number}").exists():
+        number += 1
+    return folder
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a record atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine, devices, threads."""
+    return {
+        "contrastneg": version("contrastneg"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+class MetricsCsv(Logger):
+    """metrics.csv: one row per logged step, appended at once; a resumed run drops the rows it is about to repeat.
+
+    Args:
+        path: The file.
+        seconds: Tells the seconds of training so far, the ``seconds`` column.
+        resume_step: Optimizer step that the run continues from; later rows of an existing file are dropped.
+    """
+
+    def __init__(self, path: Path, seconds: Callable[[], float], resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.seconds = seconds
+        self.columns = ["step", "epoch", "seconds"]
+        if resume_step is not None and path.exists():
+            self._keep_rows_before(resume_step)
+
+    @property
+    def name(self) -> str:
+        """Name in Lightning's sense."""
+        return "metrics"
+
+    @property
+    def version(self) -> int:
+        """Version in Lightning's sense."""
+        return 0
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in config.yaml already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Append one row; a name met for the first time becomes a new column."""
+        row = {"step": step, "seconds": round(self.seconds(), 2), **metrics}
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            self._write(self._rows())
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [
+                row for row in csv.DictReader(file) if None not in row.values()
+            ]  # a killed run's last row may be cut
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.path)
+
+    @rank_zero_only
+    def _keep_rows_before(self, step: int) -> None:
+        rows = [row for row in self._rows() if int(row["step"]) < step]
+        with self.path.open(newline="", encoding="utf-8") as file:
+            self.columns = next(csv.reader(file), self.columns)
+        self._write(rows)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or absent: written beside the target, flushed to disk, renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path`` atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+class Checkpoints(Callback):
+    """``checkpoints/last.ckpt`` every n optimizer steps and after each epoch; ``best.ckpt`` by kNN; a stop on signals.
+
+    SIGINT and SIGTERM are noted and obeyed after the current optimizer step, on all ranks together: the state goes to
+    ``checkpoints/interrupted.ckpt`` and :class:`Interrupted` ends the run. A second signal ends it at once.
+
+    Args:
+        folder: The checkpoint folder.
+        every: Optimizer steps between checkpoints within an epoch; None saves after epochs only.
+        monitor: Logged metric whose largest value marks the best checkpoint; values that are not numbers never do.
+    """
+
+    def __init__(self, folder: Path, every: int | None, monitor: str = "knn/top1") -> None:
+        self.folder = folder
+        self.every = every
+        self.monitor = monitor
+        self.best: float | None = None
+        self.saved_step = -1
+        self.signum: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the best score so far."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over SIGINT and SIGTERM while training (not in a thread, where Python allows no handlers)."""
+        self.saved_step = trainer.global_step
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[signum] = signal.signal(signum, self._note_signal)
+
+    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when due, stop when asked; both only between optimizer steps and never on an epoch's last batch."""
+        if trainer.fit_loop._should_accumulate() or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        self._stop_if_asked(trainer)
+        if self.every is not None and trainer.global_step - self.saved_step >= self.every:
+            self._save(trainer, "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after each epoch; last in the list of callbacks, so that the others' epoch is complete."""
+        score = trainer.callback_metrics.get(self.monitor)
+        improved = score is not None and bool(torch.isfinite(score)) and (self.best is None or float(score) > self.best)
+        improved = bool(trainer.strategy.broadcast(improved))  # rank 0 decides: a rank that differs would wait for ever
+        if improved and score is not None:
+            self.best = float(score)
+        self._save(trainer, "last.ckpt")
+        if improved:
+            self._save(trainer, "best.ckpt")
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        signum = distributed.largest(self.signum or 0)
+        if signum:
+            self._save(trainer, "interrupted.ckpt")
+            raise Interrupted(signum, self.folder / "interrupted.ckpt")
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / name, weights_only=False)  # optimizer and loops, too
+        self.saved_step = trainer.global_step
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run that is furthest on.
+
+    Raises:
+        ValueError: If there is none, or none that can be read.
+    """
+    found = [path for name in ("last.ckpt", "interrupted.ckpt") if (path := run / "checkpoints" / name).exists()]
+    if not found:
+        raise ValueError(f"{run} holds no checkpoint to resume from: start it anew with another --run")
+    return max(found, key=lambda path: read_checkpoint(path)["global_step"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, with only plain data and tensors allowed in it.
+
+    Raises:
+        ValueError: If the file is not a whole checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, torch.serialization.pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint") from error
+
+
+def command_line() -> list[str]:
+    """The command that started this process, as a reader would type it."""
+    return ["contrastneg", *sys.argv[1:]]

@@ -1,0 +1,108 @@
+"""Numbers that change over a run: wherever a setting takes a number it may take a schedule of training progress.
+
+Progress is the share of optimizer steps done, from 0 at the first step to 1 at the end.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+__all__ = ["Cosine", "Linear", "Schedule", "Step", "value"]
+
+
+class Schedule(ABC):
+    """A number as a function of training progress."""
+
+    @abstractmethod
+    def __call__(self, progress: float) -> float:
+        """The number at ``progress`` in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """From ``start`` to ``end`` in a straight line."""
+
+    start: float
+    """Value until ``begin``."""
+    end: float
+    """Value from ``finish`` on."""
+    begin: float = 0.0
+    """Progress at which the change begins."""
+    finish: float = 1.0
+    """Progress at which the change is complete."""
+
+    def __post_init__(self) -> None:
+        check_span(self, self.begin, self.finish)
+
+    def __call__(self, progress: float) -> float:
+        """The number at ``progress``."""
+        return self.start + (self.end - self.start) * passed(progress, self.begin, self.finish)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    r"""From ``start`` to ``end`` along half a cosine wave, slow at both ends.
+
+    .. math:: v(x) = end + (start - end) (1 + \cos \pi x) / 2
+
+    ``Cosine(0.99, 1.0)`` is the key momentum of MoCo v3 (arXiv:2104.02057).
+    """
+
+    start: float
+    """Value until ``begin``."""
+    end: float
+    """Value from ``finish`` on."""
+    begin: float = 0.0
+    """Progress at which the change begins."""
+    finish: float = 1.0
+    """Progress at which the change is complete."""
+
+    def __post_init__(self) -> None:
+        check_span(self, self.begin, self.finish)
+
+    def __call__(self, progress: float) -> float:
+        """The number at ``progress``."""
+        wave = (1 + math.cos(math.pi * passed(progress, self.begin, self.finish))) / 2
+        return self.end + (self.start - self.end) * wave
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """``before`` until progress ``at``, ``after`` from then on."""
+
+    before: float
+    """Value at first."""
+    after: float
+    """Value later."""
+    at: float = 0.5
+    """Progress of the change, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at <= 1:
+            raise ValueError(f"Step.at is {self.at}: give a progress between 0 and 1")
+
+    def __call__(self, progress: float) -> float:
+        """The number at ``progress``."""
+        return self.before if progress < self.at else self.after
+
+
+def value(setting: float | int | Schedule, progress: float) -> float:
+    """The number that a setting stands for at a point of the run.
+
+    Args:
+        setting: A number, or a schedule.
+        progress: Share of the run done, in [0, 1].
+    """
+    return setting(progress) if isinstance(setting, Schedule) else float(setting)
+
+
+def passed(progress: float, begin: float, finish: float) -> float:
+    """Share of the span from ``begin`` to ``finish`` that lies behind."""
+    return min(1.0, max(0.0, (progress - begin) / (finish - begin)))
+
+
+def check_span(schedule: Schedule, begin: float, finish: float) -> None:
+    """Refuse a span that is empty or leaves the run."""
+    if not 0 <= begin < finish <= 1:
+        name = type(schedule).__name__
+        raise ValueError(f"{name} goes from progress {begin} to {finish}: give 0 <= begin < finish <= 1")

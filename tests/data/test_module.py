@@ -1,0 +1,133 @@
+"""Batches: order, resume, both ways in, both kinds of loader processes."""
+
+import pickle
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+
+@pytest.fixture
+def pictures():
+    from contrastneg.data.sources import in_memory_set
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (37, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return in_memory_set(pixels, torch.arange(37) % 4, name="pictures")
+
+
+def data_of(pictures, **options):
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.views import Views
+
+    return PretrainData(pictures, Views(size=16), pictures, pictures, batch_size=8, **options)
+
+
+def views_of(data, epoch=0, resume=None):
+    loader = data.train_dataloader()
+    if resume is not None:
+        loader.load_state_dict(resume)
+    loader.set_epoch(epoch)
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_an_epoch_shows_each_image_once_and_drops_the_short_last_batch(pictures):
+    ids = torch.cat([batch.image_id for batch in views_of(data_of(pictures))])
+    assert len(ids) == 32
+    assert len(ids.unique()) == 32
+
+
+def test_epochs_differ_in_order_and_in_views_and_the_seed_repeats_them(pictures):
+    first, second = views_of(data_of(pictures), 0), views_of(data_of(pictures), 1)
+    assert not same(first, second)
+    assert same(first, views_of(data_of(pictures), 0))
+    assert not same(first, views_of(data_of(pictures, seed=1), 0))
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_loader_resumed_after_two_batches_yields_the_rest_of_the_epoch(pictures, loading):
+    data = data_of(pictures, loading=loading)
+    loader = data.train_dataloader()
+    loader.set_epoch(3)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    state = pickle.loads(pickle.dumps(loader.state_dict()))
+    assert same(views_of(data, 3, resume=state), views_of(data, 3)[2:])
+
+
+def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next(pictures):
+    data = data_of(pictures)
+    assert same(views_of(data, 1, resume={"epoch": 0, "batch": 4}), views_of(data, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_the_number_of_loader_processes_changes_nothing(pictures):
+    assert same(views_of(data_of(pictures, loading="stream")), views_of(data_of(pictures, loading="stream", workers=2)))
+
+
+def test_the_rest_of_an_epoch_trains_when_asked_and_a_single_image_is_dropped(pictures):
+    sizes = [len(batch.image_id) for batch in views_of(data_of(pictures, drop_last=False))]
+    assert sizes == [8, 8, 8, 8, 5]
+    nine = pictures.subset(torch.arange(9))
+    assert [len(batch.image_id) for batch in views_of(data_of(nine, drop_last=False))] == [8]
+
+
+def test_too_few_images_are_refused_with_all_the_numbers(pictures):
+    from contrastneg.data.module import check_steps
+
+    with pytest.raises(ValueError, match=r"10 images are fewer than one step needs \(16 = 16 per device x 1 devices"):
+        check_steps(10, 16, 1, True)
+    with pytest.raises(ValueError, match=r"20 images .* \(32 = 16 per device x 2 devices, drop_last True\)"):
+        check_steps(20, 16, 2, True)
+    with pytest.raises(ValueError, match="0 images"):
+        check_steps(0, 16, 1, False)
+    with pytest.raises(ValueError, match="batch_size is 1"):
+        check_steps(10, 1, 1, True)
+
+
+def test_image_ids_of_a_limited_set_are_those_of_the_full_set(pictures):
+    data = data_of(pictures.subset(torch.arange(20, 37)))
+    ids = torch.cat([batch.image_id for batch in views_of(data)])
+    assert int(ids.min()) >= 20
+    table = data.label_table()
+    assert table.tolist() == [-1] * 20 + [label % 4 for label in range(20, 37)]
+
+
+def test_evaluation_gives_every_image_once_unaugmented_and_alike_from_memory_and_stream(pictures):
+    from contrastneg.data.views import Views, eval_view
+
+    for loading in ("memory", "stream"):
+        parts = list(data_of(pictures, loading=loading).feature_batches("test"))
+        assert torch.cat([position for _, position in parts]).tolist() == list(range(37))
+        assert_close(torch.cat([images for images, _ in parts]), eval_view(pictures.pixels, Views(size=16)))
+
+
+def test_example_views_are_pictures_of_the_views(pictures):
+    view1, view2 = data_of(pictures).example_views(5)
+    assert view1.shape == view2.shape == (5, 3, 16, 16)
+    assert view1.dtype == torch.uint8
+    assert not torch.equal(view1, view2)
+
+
+def test_the_data_module_pickles(pictures):
+    data = data_of(pictures, loading="stream")
+    assert same(views_of(pickle.loads(pickle.dumps(data))), views_of(data))
+
+
+def test_a_step_of_two_ranks_is_parted_without_overlap(pictures, monkeypatch):
+    from contrastneg import distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        order = data_of(pictures, drop_last=False).train_dataloader().order
+        seen.append(order.positions())
+    assert [[len(batch) for batch in rank] for rank in seen] == [[8, 8, 3], [8, 8, 2]]
+    assert torch.cat([batch for rank in seen for batch in rank]).sort().values.tolist() == list(range(37))
