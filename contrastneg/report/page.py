@@ -1,0 +1,240 @@
+"""A run's page: what was trained, scores beside baselines, curves, pictures, settings, in one self-contained file."""
+
+import math
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from contrastneg.report.curves import charts
+from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
+from contrastneg.report.plots import Chart
+from contrastneg.report.records import Records, finite, number, read_records
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of the headline."""
+
+    name: str
+    value: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of the score table, as text."""
+
+    features: str
+    knn: str
+    linear: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows; ``absent`` has the sentence for each section that is left out."""
+
+    title: str
+    facts: list[str]
+    scores: list[Score]
+    verdict: str
+    table: list[TableRow]
+    table_remark: str
+    charts: list[tuple[Chart, str]]
+    pairs: list[tuple[Shown, Shown]]
+    neighbours: list[Row]
+    neighbour_count: str
+    notes: list[str]
+    command: str
+    environment: list[tuple[str, str]]
+    config: str
+    absent: dict[str, str]
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` of a run from its records; sections whose records are missing say so in a sentence.
+
+    Args:
+        run: Run folder, finished or not.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: If ``run`` is not a folder.
+    """
+    run = Path(run)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(page=build_page(read_records(run)))
+    page = run / "report.html"
+    partial = page.with_name(page.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, page)
+    return page
+
+
+def build_page(records: Records) -> Page:
+    """Everything the page shows, from the records of a run."""
+    rows = [row for row in as_list(records.summary.get("table")) if isinstance(row, dict)]
+    neighbours = neighbour_rows(records.pictures)
+    command = as_list(records.summary.get("command"))
+    return Page(
+        title=title(records),
+        facts=facts(records),
+        scores=[score(row, rows[0]) for row in rows],
+        verdict=verdict(records, rows),
+        table=[
+            TableRow(str(r.get("features", "?")), percent(r.get("knn_top1")), percent(r.get("linear_top1")))
+            for r in rows
+        ],
+        table_remark=table_remark(rows),
+        charts=charts(records.metrics, rows),
+        pairs=view_pairs(records.pictures),
+        neighbours=neighbours,
+        neighbour_count=neighbour_count(neighbours),
+        notes=[str(note) for note in as_list(records.summary.get("notes"))],
+        command=shlex.join(map(str, command)),
+        environment=[(str(name), plain_text(value)) for name, value in records.environment.items()],
+        config=records.config_text.strip(),
+        absent=absent(records.problems),
+    )
+
+
+def absent(problems: dict[str, str]) -> dict[str, str]:
+    """The sentence of each section that may have nothing to show."""
+    return {
+        "scores": problems.get(
+            "summary.json", "No scores: the run was not scored, or its data have no labels or test images."
+        ),
+        "curves": problems.get("metrics.csv", "metrics.csv has no numbers yet."),
+        "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
+        "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
+        "command": problems.get("summary.json", "summary.json names no command."),
+        "environment": problems.get("environment.json", "environment.json is empty."),
+        "settings": problems.get("config.yaml", "config.yaml is empty."),
+    }
+
+
+def title(records: Records) -> str:
+    """Method and data."""
+    method = records.config.get("method")
+    name = method.get("class_path") if isinstance(method, dict) else method
+    return f"{records.summary.get('method') or name or 'A run'} on {data_name(records)}"
+
+
+def data_name(records: Records) -> str:
+    """What it was trained on: a generated or named set as the settings give it, a folder by its last name."""
+    data = str(records.summary.get("data") or records.config.get("data") or "unknown data")
+    return Path(data).name if Path(data).is_absolute() else data
+
+
+def facts(records: Records) -> list[str]:
+    """Encoder, length, time and speed in a few words, as far as they are known."""
+    config, summary = records.config, records.summary
+    method = config.get("method")
+    settings = method.get("init_args") if isinstance(method, dict) else None
+    backbone = settings.get("backbone") if isinstance(settings, dict) else None
+    found = []
+    if isinstance(backbone, dict) and backbone.get("name"):
+        found.append(f"encoder {backbone['name']}")
+    if math.isfinite(parameters := number(summary.get("parameters"))):
+        found.append(f"{parameters:,.0f} parameters")
+    if math.isfinite(epochs := number(config.get("epochs"))):
+        found.append(f"{epochs:.0f} {'epoch' if epochs == 1 else 'epochs'}")
+    if math.isfinite(batch := number(config.get("batch_size"))):
+        found.append(f"batches of {batch:.0f}")
+    if math.isfinite(seconds := number(summary.get("train_seconds"))):
+        found.append(f"{duration(seconds)} of training")
+    if math.isfinite(speed := number(summary.get("images_per_second"))):
+        found.append(f"{speed:,.0f} images/s")
+    if config.get("seed") is not None:
+        found.append(f"seed {config['seed']}")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """A time span for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def score(row: dict[str, Any], key: dict[str, Any]) -> Score:
+    """A headline score: kNN, and how far the key score is above or below it."""
+    value, name = number(row.get("knn_top1")), str(row.get("features", "?"))
+    if row is key:
+        remark = f"kNN top-1, k = {row.get('knn_k', '?')}"
+    else:
+        gain = number(key.get("knn_top1")) - value
+        remark = (
+            f"pretrained is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}" if math.isfinite(gain) else ""
+        )
+    return Score(name, f"{percent(value)} %" if math.isfinite(value) else "–", remark)
+
+
+def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
+    """What the scores say, or how far an unscored run is."""
+    if rows:
+        key = number(rows[0].get("knn_top1"))
+        others = [value for row in rows[1:] if math.isfinite(value := number(row.get("knn_top1")))]
+        if others and key <= max(others):
+            return "The pretrained encoder scores no better than its best baseline: this training did not help."
+        return ""
+    epochs = finite(records.metrics.get("epoch", []))
+    state = "The run is not scored" if records.summary else "The run is not finished"
+    if not epochs:
+        return f"{state}; nothing is logged yet."
+    knn_scores = finite(records.metrics.get("knn/top1", []))
+    knn = f"; last kNN top-1 while training: {100 * knn_scores[-1]:.1f} %" if knn_scores else ""
+    return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
+
+
+def table_remark(rows: list[dict[str, Any]]) -> str:
+    """Settings of the kNN score, and the baselines in a sentence."""
+    if not rows:
+        return ""
+    k, temperature = rows[0].get("knn_k", "?"), rows[0].get("knn_temperature", "?")
+    return (
+        f"kNN: weighted vote of the {k} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
+        " features. Both are scored on test images."
+    )
+
+
+def neighbour_count(rows: list[Row]) -> str:
+    """How many neighbours are right, of those whose class is known."""
+    kinds = [near.kind for row in rows for near in row.near if near.kind != "unknown"]
+    return (
+        f"{kinds.count('right')} of {len(kinds)} shown neighbours have the test image's class (✓), the others do not (✗)."
+        if kinds
+        else ""
+    )
+
+
+def percent(value: Any) -> str:
+    """A score in percent with two decimals; a dash where there is none."""
+    return f"{number(value):.2f}" if math.isfinite(number(value)) else "–"
+
+
+def plain_text(value: Any) -> str:
+    """A value of a JSON record as a reader would write it."""
+    if isinstance(value, list):
+        return ", ".join(map(plain_text, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {plain_text(entry)}" for name, entry in value.items())
+    return str(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is, anything else as an empty one."""
+    return value if isinstance(value, list) else []

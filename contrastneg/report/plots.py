@@ -1,0 +1,233 @@
+"""Geometry of the page's line charts; ``templates/chart.svg`` writes it down, so every label is escaped there."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+WIDTH, HEIGHT = 360, 216
+LEFT, RIGHT, TOP, BOTTOM = 50, 350, 12, 176  # edges of the plotting area
+MAX_POINTS = 300  # longer series are averaged in runs of neighbours: more points than pixels only cost bytes
+MAX_HOVERS = 60
+LABEL_GAP = 12  # least distance of two labels of levels, in the chart's units
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; values that are not finite are not drawn, but counted in the chart's remark."""
+
+    label: str
+    points: list[Point]
+    style: Literal["main", "faint", "dashed"] = "main"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line to compare with, for example a baseline's score."""
+
+    label: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Place and text of a tick."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Hover:
+    """A point that tells its value when pointed at; ``shown`` points are drawn as dots, too."""
+
+    x: float
+    y: float
+    text: str
+    shown: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series ready to draw: an SVG path and its points."""
+
+    label: str
+    style: str
+    path: str
+    hovers: list[Hover]
+
+
+@dataclass(frozen=True)
+class DrawnLevel:
+    """A level ready to draw; the label may be moved away from another one."""
+
+    y: float
+    label_y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that the template writes down."""
+
+    title: str
+    unit: str
+    x_title: str
+    description: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+    levels: list[DrawnLevel]
+    remark: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten that enclose ``[low, high]``, about ``count`` of them.
+
+    Args:
+        low: Smallest value, finite.
+        high: Largest value, finite, at least ``low``; equal ends are widened.
+        count: Wanted number of ticks, at least 2.
+    """
+    if high <= low:
+        margin = abs(low) * 0.05 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / (count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [n * step for n in range(first, last + 1)]
+
+
+def tick_text(value: float, step: float) -> str:
+    """A tick's number with as many decimals as its step needs; tiny steps in scientific form."""
+    if step < 1e-4:
+        return "0" if abs(value) < step / 2 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value if abs(value) > step / 2 else 0:,.{decimals}f}"
+
+
+def value_text(value: float) -> str:
+    """A value to read out: four significant digits, no exponent for everyday sizes."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most about ``most`` points, each the mean of equally many neighbours; the last group may be smaller."""
+    size = math.ceil(len(points) / most)
+    if size <= 1:
+        return list(points)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def time_axis(seconds: float) -> tuple[str, str, float]:
+    """Title, short unit and seconds per unit for an axis of training time that ends at ``seconds``."""
+    if seconds < 120:
+        return "training time (seconds)", "s", 1.0
+    return ("training time (minutes)", "min", 60.0) if seconds < 5 * 3600 else ("training time (hours)", "h", 3600.0)
+
+
+def draw(
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    *,
+    x_title: str,
+    x_unit: str,
+    levels: Sequence[Level] = (),
+    from_zero: bool = False,
+) -> Chart | None:
+    """Lay out a chart; None where no series has a finite value.
+
+    The vertical axis ends at round numbers, the horizontal one at the last point.
+
+    Args:
+        title: What is plotted.
+        unit: Unit of the values, as text; may be empty.
+        series: Lines, later ones on top.
+        x_title: Title of the horizontal axis with its unit.
+        x_unit: Short unit of the horizontal axis.
+        levels: Horizontal lines to compare with.
+        from_zero: Whether the vertical axis starts at 0, as it should for shares and speeds.
+    """
+    finite = [[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])] for s in series]
+    kept = [(s, thin(points)) for s, points in zip(series, finite, strict=True) if points]
+    if not kept:
+        return None
+    xs = [x for _, points in kept for x, _ in points]
+    ys = [y for _, points in kept for _, y in points] + [level.value for level in levels]
+    y_ticks = nice_ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
+    x_ticks = nice_ticks(0.0, max(xs) or 1.0)
+    x_end = max(xs) or 1.0
+    y_span = y_ticks[-1] - y_ticks[0]
+
+    def across(x: float) -> float:
+        return LEFT + (RIGHT - LEFT) * x / x_end
+
+    def down(y: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (y - y_ticks[0]) / y_span
+
+    y_step, x_step = y_ticks[1] - y_ticks[0], x_ticks[1] - x_ticks[0]
+    dropped = sum(len(s.points) for s in series) - sum(map(len, finite))
+    return Chart(
+        title=title,
+        unit=unit,
+        x_title=x_title,
+        description=describe(title, unit, x_unit, *kept[-1]),
+        x_ticks=[Tick(across(x), tick_text(x, x_step)) for x in x_ticks if x <= x_end * 1.001],
+        y_ticks=[Tick(down(y), tick_text(y, y_step)) for y in y_ticks],
+        lines=[line(s, points, [(across(x), down(y)) for x, y in points], unit, x_unit) for s, points in kept],
+        levels=draw_levels([(down(level.value), level.label) for level in levels]),
+        remark=f"{dropped} {'value is' if dropped == 1 else 'values are'} not finite and not drawn" if dropped else "",
+    )
+
+
+def line(series: Series, points: list[Point], placed: list[Point], unit: str, x_unit: str) -> Line:
+    """Path and hover points of a series, whose points are ``placed`` in the drawing."""
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
+    every = math.ceil(len(points) / MAX_HOVERS)
+    dots = len(points) == 1 or (series.style == "main" and len(points) <= 40)
+    hovers = [
+        Hover(
+            round(px, 1),
+            round(py, 1),
+            f"{series.label}, {value_text(x)} {x_unit}: {value_text(y)} {unit}".strip(),
+            dots,
+        )
+        for (px, py), (x, y) in list(zip(placed, points, strict=True))[::every]
+    ]
+    return Line(series.label, series.style, path, hovers)
+
+
+def describe(title: str, unit: str, x_unit: str, series: Series, points: list[Point]) -> str:
+    """The chart in one sentence, for readers who do not see it."""
+    (_, first), (end, last) = points[0], points[-1]
+    values = [y for _, y in points]
+    if len(points) == 1:
+        return f"{title}: {value_text(last)} {unit} after {value_text(end)} {x_unit}".strip()
+    return (
+        f"{title} ({series.label}): from {value_text(first)} to {value_text(last)} {unit} in {value_text(end)} {x_unit},"
+        f" between {value_text(min(values))} and {value_text(max(values))}"
+    )
+
+
+def draw_levels(levels: list[tuple[float, str]]) -> list[DrawnLevel]:
+    """Levels from top to bottom, with labels above their lines unless that would cover another label."""
+    drawn: list[DrawnLevel] = []
+    free = float(TOP)
+    for y, label in sorted(levels):
+        label_y = max(y - 4, free)
+        drawn.append(DrawnLevel(round(y, 1), round(label_y, 1), label))
+        free = label_y + LABEL_GAP
+    return drawn

@@ -1,0 +1,326 @@
+"""The page of a run: whole, escaped, readable in a browser, and written from whatever records there are."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+HOSTILE = "<script>alert(1)</script>"
+CLASSES = ["disc", "ring", HOSTILE]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished MoCo run's folder, with a class name that is markup and a last line of metrics that is cut."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {
+        "method": {"class_path": "MoCo", "init_args": {"backbone": {"name": "resnet9"}}},
+        "data": "shapes",
+        "epochs": 4,
+        "batch_size": 256,
+        "seed": 0,
+        "note": f"&{HOSTILE}",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    environment = {"contrastneg": "0.1.0", "torch": "2.9.0", "accelerators": [], "processor": HOSTILE}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    summary = {
+        "command": ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE],
+        "method": "MoCo",
+        "data": "shapes",
+        "train_seconds": 372.4,
+        "images_per_second": 1624.9,
+        "parameters": 411664,
+        "table": [
+            score_row("pretrained encoder", 71.25, 76.5),
+            score_row("untrained encoder", 36.1, 41.0),
+            score_row("raw pixels", 28.05, None),
+        ],
+        "notes": [f"SyncBatchNorm needs GPUs {HOSTILE}"],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.csv").write_text(metrics_text())
+    write_pictures(folder / "pictures.npz", side=32)
+    return folder
+
+
+def score_row(features: str, knn: float, linear: float | None) -> dict:
+    """A row of the summary's table."""
+    return {"features": features, "knn_top1": knn, "knn_k": 20, "knn_temperature": 0.07, "linear_top1": linear}
+
+
+def metrics_text() -> str:
+    """Four epochs of ten logged steps; scores once an epoch; the last line ends within a number."""
+    names = "step,epoch,seconds,train/loss,train/accuracy,candidates/queue_fill,candidates/own,candidates/same_class"
+    lines = [
+        f"{names},lr-AdamW,train/momentum,epoch/loss,epoch/accuracy,speed/images_per_second,knn/top1,probe/accuracy"
+    ]
+    for step in range(40):
+        loss, share = 8 / (1 + step / 10), step / 40
+        lines.append(
+            f"{step},{step // 10},{9.3 * step},{loss},{share},{share},0.001,0.0625,{0.004 * (1 - share)},0.99,,,,,"
+        )
+        if step % 10 == 9:
+            lines.append(f"{step},{step // 10},{9.3 * step},,,,,,,,{loss},{share},1600.5,{0.3 + share / 2},{share}")
+    return "\n".join([*lines, "40,4,372.0,7777.77"])
+
+
+def write_pictures(path: Path, side: int) -> None:
+    """Pairs of views and neighbours of random pixels, the hardest to compress."""
+    draw = np.random.default_rng(0)
+
+    def pixels(*shape: int) -> np.ndarray:
+        return draw.integers(0, 256, (*shape, 3, side, side), dtype=np.uint8)
+
+    np.savez_compressed(
+        path,
+        view1=pixels(12),
+        view2=pixels(12),
+        neighbour_query=pixels(12),
+        neighbour=pixels(12, 6),
+        neighbour_similarity=np.linspace(0.99, 0.5, 72, dtype=np.float32).reshape(12, 6),
+        query_label=np.arange(12) % 3,
+        neighbour_label=np.arange(72).reshape(12, 6) % 4 - 1,
+        class_names=np.array(CLASSES),
+    )
+
+
+def page_of(run: Path) -> str:
+    """The written page's text."""
+    from contrastneg.report.page import write_report
+
+    page = write_report(run)
+    assert page == run / "report.html"
+    return page.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, and the text without markup."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of every element of a kind."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_key_score_stands_beside_its_baselines(run: Path) -> None:
+    text = " ".join(Elements(page_of(run)).text.split())
+    assert "MoCo on shapes" in text
+    head = text[text.index("MoCo on shapes encoder") : text.index("features")]
+    assert re.search(r"71\.25 %.*36\.10 %.*35\.1 points higher.*28\.05 %.*43\.2 points higher", head)
+    assert "k = 20" in head
+    assert "temperature 0.07" in text
+
+
+def test_the_table_shows_a_missing_score_as_a_dash(run: Path) -> None:
+    assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page_of(run))
+
+
+def test_a_run_that_beats_no_baseline_says_so(run: Path) -> None:
+    assert "did not help" not in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["table"][0]["knn_top1"] = 36.0
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "did not help" in page_of(run)
+    assert "pretrained is 0.1 points lower" in page_of(run)
+
+
+def test_everything_from_the_records_is_escaped(run: Path) -> None:
+    page = page_of(run)
+    assert Elements(page).all("script") == []
+    assert HOSTILE not in page
+    assert (
+        page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+    )  # classes, alt texts, note, command, settings, machine
+
+
+def test_the_page_needs_nothing_but_itself(run: Path) -> None:
+    elements = Elements(page_of(run))
+    addresses = [
+        value for _, attributes in elements.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert len(addresses) > 100
+    assert all(str(address).startswith("data:") for address in addresses)
+    assert "@import" not in page_of(run)
+
+
+def test_every_picture_and_chart_has_a_text(run: Path) -> None:
+    elements = Elements(page_of(run))
+    images, charts = elements.all("img"), elements.all("svg")
+    assert len(images) == 2 * 12 + 12 * 7
+    assert all(image["alt"] for image in images)
+    assert len({image["alt"] for image in images}) == len(images)
+    assert "neighbour 2 of test image 1: disc, similarity 0.98, same class" in [image["alt"] for image in images]
+    assert "neighbour 1 of test image 1: no label, similarity 0.99, class unknown" in [image["alt"] for image in images]
+    assert all("from" in str(chart["aria-label"]) for chart in charts)
+
+
+def test_each_logged_quantity_has_its_chart(run: Path) -> None:
+    labels = [str(chart["aria-label"]) for chart in Elements(page_of(run)).all("svg")]
+    for title in (
+        "Loss",
+        "Proxy",
+        "kNN",
+        "Linear probe",
+        "Learning rate",
+        "Momentum",
+        "Speed",
+        "Queue",
+        "Own",
+        "Same class",
+    ):
+        assert any(label.startswith(title) for label in labels), title
+    assert len(labels) == 10
+    knn = next(label for label in labels if label.startswith("kNN"))
+    assert "from 41.25 to 78.75 % in 6.045 min" in knn
+
+
+def test_a_cut_last_line_of_metrics_is_left_out(run: Path) -> None:
+    page = page_of(run)
+    assert "7777" not in page
+    assert "7,777" not in page
+
+
+def test_values_that_are_not_finite_are_counted_not_drawn(run: Path) -> None:
+    with (run / "metrics.csv").open("a") as file:
+        file.write("\n41,4,373.0,nan,,,,,,,,,,,\n42,4,374.0,inf,,,,,,,,,,,\n")
+    page = page_of(run)
+    assert "2 values are not finite and not drawn" in page
+    assert not re.search(r'd="[^"]*(nan|inf)', page)
+
+
+def test_the_command_can_be_pasted_into_a_shell(run: Path) -> None:
+    import shlex
+
+    text = Elements(page_of(run)).text
+    line = next(line for line in text.splitlines() if line.startswith("contrastneg pretrain"))
+    assert shlex.split(line) == json.loads((run / "summary.json").read_text())["command"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "metrics.csv", "summary.json", "pictures.npz"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "other"])
+def test_a_missing_or_damaged_record_costs_only_its_sections(run: Path, name: str, damage: str) -> None:
+    path = run / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        content = {"empty": b"", "cut": path.read_bytes()[: path.stat().st_size // 2], "other": b"[1, 2]\n"}[damage]
+        path.write_bytes(content)
+    page = page_of(run)
+    assert page.count("<h2>") >= 7
+    if damage in ("gone", "empty"):
+        assert re.search(rf'class="absent">{re.escape(name)} ', page)
+    if name != "pictures.npz":
+        assert page.count("<img") == 2 * 12 + 12 * 7
+    if name != "summary.json":
+        assert "71.25" in page
+
+
+def test_an_empty_folder_gives_a_page_of_sentences(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert page.count('class="absent"') == 7
+    assert "<img" not in page
+
+
+def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
+    (run / "summary.json").unlink()
+    (run / "pictures.npz").unlink()
+    text = Elements(page_of(run)).text
+    assert "The run is not finished; logged up to epoch 4 of 4; last kNN top-1 while training: 78.8 %." in text
+
+
+def test_no_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
+    from contrastneg.report.page import write_report
+
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_large_pictures_and_long_runs_stay_below_5_mb(run: Path) -> None:
+    write_pictures(run / "pictures.npz", side=224)
+    lines = (run / "metrics.csv").read_text().splitlines()[:-1]
+    rows = [f"{step},{step // 100},{step},{1 + step % 7},0.5,,,,,,,,,," for step in range(20_000)]
+    (run / "metrics.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+    assert len(page_of(run).encode()) < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0.0, 0.5, 1.0]),
+        (3.9, 5.6, [3.5, 4.0, 4.5, 5.0, 5.5, 6.0]),
+        (0.0, 97.0, [0.0, 50.0, 100.0]),
+        (0.0, 0.004, [0.0, 0.001, 0.002, 0.003, 0.004]),
+        (0.99, 0.99, [0.9, 0.95, 1.0, 1.05]),
+    ],
+)
+def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
+    from contrastneg.report.plots import nice_ticks
+
+    assert nice_ticks(low, high) == pytest.approx(expected)
+
+
+def test_labels_of_near_levels_do_not_cover_each_other() -> None:
+    from contrastneg.report.plots import LABEL_GAP, draw_levels
+
+    levels = draw_levels([(101.0, "b"), (100.0, "a"), (50.0, "c")])
+    assert [level.label for level in levels] == ["c", "a", "b"]
+    assert levels[2].label_y - levels[1].label_y >= LABEL_GAP
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium, without the network."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium (chromium, chromium-browser or google-chrome on the PATH)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
+    quiet = "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", *quiet.split()]
+        )
+        yield chromium
+        chromium.close()
+
+
+def test_a_browser_shows_the_page_at_all_widths_and_in_the_dark(run: Path, browser) -> None:
+    page_of(run)
+    backgrounds = {}
+    for width, scheme in ((1280, "light"), (390, "light"), (390, "dark")):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, java_script_enabled=True
+        )
+        page = context.new_page()
+        complaints, requests, dialogs = [], [], []
+        page.on("console", lambda message, to=complaints: to.append(message.text))
+        page.on("pageerror", lambda error, to=complaints: to.append(str(error)))
+        page.on("request", lambda request, to=requests: to.append(request.url))
+        page.on("dialog", lambda dialog, to=dialogs: (to.append(dialog.message), dialog.dismiss()))
+        page.goto((run / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 100)")
+        assert page.evaluate("getComputedStyle(document.images[0]).imageRendering") == "pixelated"
+        backgrounds[width, scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        assert (complaints, dialogs) == ([], [])
+        context.close()
+    assert backgrounds[390, "dark"] != backgrounds[390, "light"] == backgrounds[1280, "light"]
