@@ -335,6 +335,7 @@ def effective_rate(module: pl.LightningModule) -> EffectiveRate:
 
 
 def log_step(module: pl.LightningModule, loss: Tensor, first: Tensor, has_candidates: Tensor) -> None:
-    """Log loss and proxy accuracy of a training step."""
+    """Log loss, proxy accuracy and learning rate of a training step."""
     module.log("train/loss", loss.detach(), batch_size=len(first))
     module.log("train/accuracy", first.float().mean(), batch_size=len(first))
+    module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))

@@ -38,7 +38,7 @@ class UniformSubset(Stage):
         draws = clock.generator("UniformSubset", negatives.similarity.device)
         chosen = gumbel_top(negatives.kept.to(negatives.similarity.dtype).log(), count, draws)
         before = negatives.kept.sum(dim=1, keepdim=True)
-        log_share = (before.clamp(max=count) / before.clamp(min=1)).log()  # probability that a candidate is kept
+        log_share = (before.clamp(1, count) / before.clamp(min=1)).log()  # probability that a candidate is kept
         thinned = negatives.removed(~chosen)
         if self.mass == "preserve":
             thinned = replace(thinned, log_weight=thinned.log_weight - log_share)

@@ -1,0 +1,189 @@
+"""MoCHi against mixes that are really made."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+
+def unit(*shape, seed=0):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def clock(epoch=20.0, step=7):
+    from contrastneg.negatives import Clock
+
+    return Clock(step, 100, epoch, 0)
+
+
+def table(n_keys=40, key_id=None, grad=False):
+    from contrastneg.negatives import Negatives
+
+    query = unit(5, 8).requires_grad_(grad)
+    ids = torch.arange(100, 100 + n_keys) if key_id is None else key_id
+    return Negatives.of(query, unit(5, 8, seed=1), unit(n_keys, 8, seed=2), query_id=torch.arange(5), key_id=ids)
+
+
+def mixes(negatives, column, a):
+    x, y = negatives.keys[column[0]], negatives.keys[column[1]]
+    return torch.nn.functional.normalize(a[..., None] * x + (1 - a[..., None]) * y, dim=-1)
+
+
+def drawn(count, partners, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    column = torch.randint(40, (partners, 5, count), generator=generator)
+    return column, torch.rand(5, count, generator=generator, dtype=torch.double)
+
+
+def test_similarities_of_pair_mixes_and_their_gradient_are_those_of_the_mixes_made():
+    from contrastneg.negatives.synthesize import pair_similarity
+
+    negatives = table(grad=True)
+    column, a = drawn(30, 2)
+    found = pair_similarity(negatives.keys, negatives.similarity, column, a)
+    made = torch.einsum("bd,bsd->bs", negatives.query, mixes(negatives, column, a))
+    assert_close(found, made)
+    weight = unit(5, 30, seed=5)
+    assert_close(
+        torch.autograd.grad((found * weight).sum(), negatives.query, retain_graph=True)[0],
+        torch.autograd.grad((made * weight).sum(), negatives.query)[0],
+    )
+
+
+def test_similarities_of_query_mixes_and_their_gradient_hold_the_query_inside_constant():
+    from contrastneg.negatives.synthesize import query_similarity
+
+    negatives = table(grad=True)
+    column, b = drawn(30, 1)
+    b = b / 2
+    inside = negatives.query.detach()[:, None]
+    mix = torch.nn.functional.normalize(b[..., None] * inside + (1 - b[..., None]) * negatives.keys[column[0]], dim=-1)
+    made = torch.einsum("bd,bsd->bs", negatives.query, mix)
+    found = query_similarity(negatives.query, negatives.similarity, column, b)
+    assert_close(found, made)
+    assert (found >= negatives.similarity.gather(1, column[0]) - 1e-12).all()
+    weight = unit(5, 30, seed=5)
+    assert_close(
+        torch.autograd.grad((found * weight).sum(), negatives.query, retain_graph=True)[0],
+        torch.autograd.grad((made * weight).sum(), negatives.query)[0],
+    )
+
+
+def test_the_tangential_gradient_of_an_even_query_mix_at_cosine_a_half_is_0577():
+    from contrastneg.negatives.synthesize import query_similarity
+
+    z = torch.tensor([[1.0, 0.0]], dtype=torch.double, requires_grad=True)
+    query = torch.nn.functional.normalize(z, dim=1)
+    key = torch.tensor([[0.5, math.sqrt(0.75)]], dtype=torch.double)
+    similarity = query @ key.T
+    half = torch.full((1, 1), 0.5, dtype=torch.double)
+    mixed = query_similarity(query, similarity, torch.zeros(1, 1, 1, dtype=torch.long), half)
+    assert mixed.item() == pytest.approx(math.sqrt(1.5 / 2))
+    ratio = torch.autograd.grad(mixed.sum(), z, retain_graph=True)[0] / torch.autograd.grad(similarity.sum(), z)[0]
+    assert ratio[0, 1].item() == pytest.approx(0.5 / math.sqrt(0.75), abs=1e-4)  # .2887 if it were not held constant
+
+
+@pytest.mark.parametrize("a", [0.0, 1.0])
+def test_mixes_of_one_part_are_the_originals(a):
+    from contrastneg.negatives.synthesize import pair_similarity, query_similarity
+
+    negatives = table()
+    column, _ = drawn(20, 2)
+    whole = torch.full((5, 20), a, dtype=torch.double)
+    expected = negatives.similarity.gather(1, column[0 if a else 1])
+    assert_close(pair_similarity(negatives.keys, negatives.similarity, column, whole), expected)
+    if a == 0:
+        found = query_similarity(negatives.query, negatives.similarity, column[:1], whole)
+        assert_close(found, negatives.similarity.gather(1, column[0]))
+
+
+def test_before_the_warm_up_is_over_and_without_mixes_the_table_is_the_same_object():
+    from contrastneg.negatives import MoCHi
+
+    negatives = table()
+    assert MoCHi(pool=10, warmup_epochs=10.0)(negatives, clock(9.99)) is negatives
+    assert MoCHi(pool=10, pair_mixes=0, query_mixes=0)(negatives, clock()) is negatives
+
+
+def test_a_pool_of_one_adds_the_hardest_candidate_over_and_over():
+    from contrastneg.losses import info_nce
+    from contrastneg.negatives import MoCHi
+
+    negatives, t = table(), 0.2
+    grown = MoCHi(pool=1, pair_mixes=6, query_mixes=0)(negatives, clock())
+    loss = info_nce(grown.positive_similarity, grown.similarity, grown.log_weight, temperature=t)
+    logits = negatives.similarity / t
+    pos = negatives.positive_similarity / t
+    mass = pos.exp() + logits.exp().sum(1) + 6 * logits.amax(1).exp()
+    assert_close(loss, mass.log() - pos)
+
+
+def test_removed_candidates_are_never_mixed():
+    from contrastneg.negatives import MoCHi
+
+    negatives = table()
+    allowed = torch.zeros(5, 40, dtype=torch.bool)
+    allowed[:, :3] = True
+    grown = MoCHi(pool=10, pair_mixes=200, query_mixes=0)(negatives.removed(~allowed), clock())
+    made = grown.similarity[:, 40:]
+    three = negatives.keys[:3]
+    for row in range(5):  # every mix lies in the span of the three that are left
+        best = (negatives.query[row] @ torch.linalg.qr(three.T)[0]).norm()
+        assert (made[row].abs() <= best + 1e-9).all()
+    assert (grown.log_weight[:, 40:] == 0).all()
+
+
+def test_a_query_without_candidates_gets_no_mixes_and_a_loss_of_zero():
+    from contrastneg.losses import info_nce
+    from contrastneg.negatives import MoCHi
+
+    negatives = table()
+    nothing = torch.zeros(5, 40, dtype=torch.bool)
+    nothing[2] = True
+    grown = MoCHi(pool=10, pair_mixes=20, query_mixes=5)(negatives.removed(nothing), clock())
+    assert grown.kept.sum(1).tolist() == [65, 65, 0, 65, 65]
+    loss = info_nce(grown.positive_similarity, grown.similarity, grown.log_weight, temperature=0.01)
+    assert loss[2] == 0
+    assert loss.isfinite().all()
+
+
+def test_mixes_are_of_the_hardest_and_the_keys_stay_what_they_were():
+    from contrastneg.negatives import MoCHi
+
+    negatives = table()
+    before = negatives.keys.clone()
+    grown = MoCHi(pool=4, pair_mixes=500, query_mixes=0)(negatives, clock())
+    fourth = negatives.similarity.topk(4, dim=1).values[:, -1:]
+    assert (grown.similarity[:, 40:] >= fourth.clamp(max=0) - 1e-9).all()
+    assert torch.equal(negatives.keys, before)
+    assert grown.key_id[40:].tolist() == [-1] * 500
+
+
+def test_no_gradient_reaches_keys_that_are_trained_too_through_a_mix():
+    from contrastneg.negatives import MoCHi, Negatives
+
+    query, keys = unit(3, 8).requires_grad_(), unit(20, 8, seed=2).requires_grad_()
+    negatives = Negatives.of(query, unit(3, 8, seed=1), keys, query_id=torch.arange(3), key_id=torch.arange(50, 70))
+    grown = MoCHi(pool=5, pair_mixes=10, query_mixes=4)(negatives, clock())
+    gradient = torch.autograd.grad(grown.similarity[:, 20:].sum(), [query, keys], allow_unused=True)
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1] is None or gradient[1].abs().sum() == 0
+
+
+def test_the_same_step_draws_the_same_mixes_and_the_next_others():
+    from contrastneg.negatives import MoCHi
+
+    mochi, negatives = MoCHi(pool=10, pair_mixes=8, query_mixes=3), table()
+    first, again, later = (mochi(negatives, clock(step=step)).similarity for step in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("wrong", [{"pool": 0}, {"pair_mixes": -1}, {"warmup_epochs": -1.0}])
+def test_values_out_of_range_are_refused_by_name(wrong):
+    from contrastneg.negatives import MoCHi
+
+    with pytest.raises(ValueError, match=f"MoCHi.{next(iter(wrong))} is"):
+        MoCHi(**wrong)

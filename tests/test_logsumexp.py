@@ -1,0 +1,134 @@
+"""The one-pass log-sum-exp against the table written out."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+
+def unit(*shape, seed=0, dtype=torch.double):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.nn.functional.normalize(x, dim=-1).to(dtype)
+
+
+def reference(query, keys, temperature, exclude=None):
+    query = query.detach().double().requires_grad_()
+    logits = query @ keys.double().T / temperature
+    if exclude is not None:
+        mask = torch.zeros_like(logits, dtype=torch.bool)
+        mask[exclude[:, 0], exclude[:, 1]] = True
+        logits = logits.masked_fill(mask, -math.inf)
+    lse = logits.logsumexp(1)
+    lse[lse > -math.inf].sum().backward()
+    return lse.detach(), query.grad, logits.detach().amax(1) * temperature
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
+@pytest.mark.parametrize("n_keys", [1, 511, 512, 513, 3000])
+def test_value_maximum_and_gradient_equal_the_table(temperature, n_keys):
+    from contrastneg.logsumexp import one_pass_logsumexp_max
+
+    query, keys = unit(9, 16).requires_grad_(), unit(n_keys, 16, seed=1)
+    lse, top = one_pass_logsumexp_max(query, keys, temperature=temperature)
+    lse.sum().backward()
+    expected, gradient, highest = reference(query, keys, temperature)
+    assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+    assert_close(query.grad, gradient, rtol=1e-10, atol=1e-10)
+    assert_close(top, highest, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2])
+def test_float32_keeps_values_to_1e_5_and_gradients_to_1e_6(temperature):
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    query, keys = unit(64, 128, dtype=torch.float).requires_grad_(), unit(8192, 128, seed=1, dtype=torch.float)
+    lse = one_pass_logsumexp(query, keys, temperature=temperature)
+    lse.sum().backward()
+    expected, gradient, _ = reference(query, keys, temperature)
+    assert ((lse.double() - expected).abs() / expected.abs()).max() < 1e-5
+    assert (query.grad.double() - gradient).norm() / gradient.norm() < 1e-6 * max(1.0, 0.07 / temperature)
+
+
+def test_bfloat16_keys_give_the_exact_result_of_the_rounded_keys():
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    query = unit(8, 32, dtype=torch.float).requires_grad_()
+    keys = unit(2000, 32, seed=1).to(torch.bfloat16)
+    lse = one_pass_logsumexp(query, keys, temperature=0.07)
+    lse.sum().backward()
+    expected, gradient, _ = reference(query, keys, 0.07)
+    assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (query.grad.double() - gradient).norm() / gradient.norm() < 1e-5
+
+
+def test_autocast_changes_nothing():
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    query, keys = unit(8, 32, dtype=torch.float), unit(600, 32, seed=1, dtype=torch.float)
+    plain = one_pass_logsumexp(query, keys, temperature=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(one_pass_logsumexp(query, keys, temperature=0.01), plain)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_excluded_pairs_count_as_if_they_were_not_there(seed):
+    from contrastneg.logsumexp import one_pass_logsumexp_max
+
+    generator = torch.Generator().manual_seed(seed)
+    query, keys = unit(6, 8, seed=seed).requires_grad_(), unit(1300, 8, seed=seed + 10)
+    mask = torch.rand(6, 1300, generator=generator) < 0.3
+    mask[0] = True  # nothing left
+    mask[1] = False
+    mask[2, :512] = True  # a whole tile
+    exclude = mask.nonzero()[torch.randperm(int(mask.sum()), generator=generator)]
+    lse, top = one_pass_logsumexp_max(query, keys, temperature=0.1, exclude=exclude)
+    lse[1:].sum().backward()
+    expected, gradient, highest = reference(query, keys, 0.1, exclude)
+    assert lse[0] == top[0] == -math.inf
+    assert_close(lse[1:], expected[1:], rtol=1e-12, atol=1e-12)
+    assert_close(top[1:], highest[1:], rtol=1e-12, atol=1e-12)
+    assert_close(query.grad[1:], gradient[1:])
+    assert_close(query.grad[0], torch.zeros(8, dtype=torch.double))
+
+
+def test_no_keys_are_minus_infinity_with_zero_gradient():
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    query = unit(3, 4).requires_grad_()
+    lse = one_pass_logsumexp(query, unit(3, 4)[:0], temperature=0.1)
+    assert lse.tolist() == [-math.inf] * 3
+    lse.exp().sum().backward()
+    assert_close(query.grad, torch.zeros_like(query))
+
+
+def test_weights_on_the_queries_scale_their_gradients():
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    query, keys, weight = unit(5, 8).requires_grad_(), unit(700, 8, seed=1), torch.arange(5.0, dtype=torch.double)
+    (one_pass_logsumexp(query, keys, temperature=0.1) * weight).sum().backward()
+    _, gradient, _ = reference(query, keys, 0.1)
+    assert_close(query.grad, gradient * weight[:, None])
+
+
+def test_keys_with_gradient_and_temperatures_of_zero_are_refused():
+    from contrastneg.logsumexp import one_pass_logsumexp
+
+    with pytest.raises(ValueError, match="detach them"):
+        one_pass_logsumexp(unit(2, 4), unit(3, 4).requires_grad_(), temperature=0.1)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        one_pass_logsumexp(unit(2, 4), unit(3, 4), temperature=0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_own_pairs_are_all_pairs_of_one_image_and_unknown_images_match_nothing(seed):
+    from contrastneg.logsumexp import own_pairs
+
+    generator = torch.Generator().manual_seed(seed)
+    query_id = torch.randint(-1, 12, (8,), generator=generator)
+    key_id = torch.randint(-1, 12, (40,), generator=generator)
+    expected = ((query_id[:, None] == key_id) & (key_id >= 0)).nonzero()
+    found = own_pairs(query_id, key_id)
+    assert sorted(found.tolist()) == sorted(expected.tolist())
+    assert own_pairs(query_id[:0], key_id).shape == (0, 2)
+    assert own_pairs(query_id, key_id[:0]).shape == (0, 2)
