@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from contrastneg.data.views import Views
 
-HIDDEN_SETTINGS = ("class_name", "_instantiator")  # what a checkpoint says beside a method's arguments
+HIDDEN_SETTINGS = ("class_name",)  # what a checkpoint says beside a method's arguments
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

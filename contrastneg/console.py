@@ -70,7 +70,7 @@ class EpochMeter:
 
     def means(self) -> dict[str, float]:
         """Mean of each name."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+        return {name: total / max(1, self.counts[name]) for name, total in self.sums.items()}
 
 
 class RunProgress(Callback):
@@ -94,7 +94,7 @@ class RunProgress(Callback):
         self.history: list[dict[str, float]] = []
         self._resumed_from = (0.0, 0)
         self._started: float | None = None
-        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self._pending: list[tuple[list[Tensor], int]] = []
         self._bar: Progress | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +152,8 @@ class RunProgress(Callback):
         """Note the step; numbers are read from the device only every 10 steps."""
         count = len(outputs["image_id"])
         self.images += count * trainer.world_size
-        self._pending.append((outputs["loss"].detach(), outputs["first"].float().mean(), count))
+        numbers = [outputs[name].detach() for name in ("loss", "hits", "contrasted", "queries")]
+        self._pending.append((numbers, count))
         if len(self._pending) >= 10:
             self._settle()
         if self._bar is not None:
@@ -160,9 +161,11 @@ class RunProgress(Callback):
 
     def _settle(self) -> None:
         """Move pending device numbers into the meter."""
-        for loss, first, count in self._pending:
-            self.meter.add("loss", loss.item(), count)
-            self.meter.add("accuracy", first.item(), count)
+        for numbers, count in self._pending:
+            loss, hits, contrasted, queries = (number.item() for number in numbers)
+            self.meter.add("loss", loss, count)
+            self.meter.add("accuracy", hits / max(1, contrasted), int(contrasted))
+            self.meter.add("empty", 1 - contrasted / queries, int(queries))
         self._pending.clear()
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -186,6 +189,7 @@ class RunProgress(Callback):
         metrics = {
             "epoch/loss": means["loss"],
             "epoch/accuracy": means["accuracy"],
+            "candidates/empty_rows": means["empty"],
             "speed/images_per_second": self.images_per_second(),
         }
         for name, value in metrics.items():
@@ -233,6 +237,8 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress) -> str:
         ("candidates/own", "own {:.2g} %", 100),
         ("candidates/same_class", "same class {:.1f} %", 100),
     )
+    if trainer.current_epoch > 0 and logged["candidates/empty_rows"] > 0:  # at first an empty queue is no news
+        parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")
     parts += [text.format(scale * logged[name]) for name, text, scale in shown if name in logged]
     return "  ".join(parts)
 

@@ -1,14 +1,12 @@
 """A trained method from its run folder or checkpoint, with nothing else at hand and no network."""
 
+import importlib
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from contrastneg.config import build_method
-from contrastneg.methods import MoCo, SimCLR
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
-
-METHODS = {"MoCo": MoCo, "SimCLR": SimCLR}
 
 
 def load(path: str | Path) -> pl.LightningModule:
@@ -23,10 +21,10 @@ def load(path: str | Path) -> pl.LightningModule:
     path = Path(path)
     checkpoint = read_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
     settings = dict(checkpoint.get("hyper_parameters", {}))
-    name = settings.get("class_name")
-    if name not in METHODS:
-        raise ValueError(f"{path} was not written by contrastneg: it names no method of {', '.join(METHODS)}")
-    method = build_method(METHODS[name], without_download(settings))
+    if settings.get("class_name") not in ("MoCo", "SimCLR"):
+        raise ValueError(f"{path} was not written by contrastneg: its settings name neither MoCo nor SimCLR")
+    methods = importlib.import_module("contrastneg.methods")  # which can load itself, too
+    method = build_method(getattr(methods, settings["class_name"]), without_download(settings))
     method.load_state_dict(checkpoint["state_dict"])
     return method.eval()
 

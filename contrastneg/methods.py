@@ -6,6 +6,7 @@ the method's ``loss_scale``.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from contrastneg import distributed
+from contrastneg import distributed, loading
 from contrastneg.batchnorm import convert_split_batch_norm
 from contrastneg.config import plain
 from contrastneg.data.module import TwoViews
@@ -63,7 +64,8 @@ def contrast(
         negatives = stage(negatives, clock)
     loss = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=temperature)
     kept = negatives.log_weight > -torch.inf
-    hardest = negatives.similarity.detach().masked_fill(~kept, -torch.inf).amax(dim=1)
+    nothing = negatives.similarity.new_full((len(query), 1), -torch.inf)  # an empty queue gives no column at all
+    hardest = torch.cat([nothing, negatives.similarity.detach().masked_fill(~kept, -torch.inf)], dim=1).amax(dim=1)
     return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
 
 
@@ -163,9 +165,7 @@ class MoCo(pl.LightningModule):
             image_id = distributed.all_gather(batch.image_id)
             for _, key in directions:
                 self.queue.push(distributed.all_gather(key), image_id)
-        _, first, alone = scored[0]
-        log_step(self, loss, first, alone)
-        return {"loss": loss, "features": features.detach(), "image_id": batch.image_id, "first": first}
+        return step_outputs(self, loss, features, batch.image_id, *scored[0][1:])
 
     def _contrast(self, query: Tensor, key: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.queue is not None:
@@ -202,6 +202,11 @@ class MoCo(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimizer and warm-up cosine schedule by optimizer step."""
         return build_optimizer(self.optimizer_settings, self, *run_length(self), effective_rate(self).value)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **_: Any) -> pl.LightningModule:  # type: ignore[override]
+        """As :func:`contrastneg.load`: the settings come from the checkpoint."""
+        return loading.load(checkpoint_path)
 
 
 class SimCLR(pl.LightningModule):
@@ -263,15 +268,9 @@ class SimCLR(pl.LightningModule):
         """One SimCLR step: embed both views in one pass, gather, score."""
         features = self.backbone(torch.cat([batch.view1, batch.view2]))
         view1, view2 = unit(self.encoder.projector(features)).chunk(2)  # each (B, D)
-        loss, first, alone = self._contrast(view1, view2, batch.image_id)
-        loss = self.scale * distributed.global_mean(loss)
-        log_step(self, loss, first, alone)
-        return {
-            "loss": loss,
-            "features": features.detach().chunk(2)[0],
-            "image_id": batch.image_id,
-            "first": first,
-        }
+        values, first, contrasted = self._contrast(view1, view2, batch.image_id)
+        loss = self.scale * distributed.global_mean(values)
+        return step_outputs(self, loss, features.chunk(2)[0], batch.image_id, first, contrasted)
 
     def _contrast(self, view1: Tensor, view2: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both views against all views of all ranks; an image's own two views are never among its candidates."""
@@ -297,6 +296,11 @@ class SimCLR(pl.LightningModule):
         """Optimizer and warm-up cosine schedule by optimizer step."""
         return build_optimizer(self.optimizer_settings, self, *run_length(self), effective_rate(self).value)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **_: Any) -> pl.LightningModule:  # type: ignore[override]
+        """As :func:`contrastneg.load`: the settings come from the checkpoint."""
+        return loading.load(checkpoint_path)
+
 
 def loss_scale_factor(loss_scale: str, temperature: float, directions: int) -> float:
     """Factor on the sum of the directions' mean losses that gives the named convention."""
@@ -306,14 +310,15 @@ def loss_scale_factor(loss_scale: str, temperature: float, directions: int) -> f
 def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None:
     """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module."""
     settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
-    named = {"class_name": type(module).__name__, "_instantiator": "contrastneg.config.build_method"}
-    module._set_hparams({**settings, **named})
+    module._set_hparams({**settings, "class_name": type(module).__name__})
     module._hparams_initial = module.hparams
 
 
 def clock_of(module: pl.LightningModule) -> Clock:
-    """Where the run stands, for schedules and the stages' draws."""
+    """Where the run stands, for schedules and the stages' draws; outside training, its end."""
     trainer = module.trainer
+    if not trainer.state.fn == "fit":
+        return Clock(1, 1, float("inf"), module.seed, distributed.rank())
     steps, per_epoch = run_length(module)
     step = trainer.global_step
     return Clock(step, steps, step / per_epoch, module.seed, distributed.rank())
@@ -323,6 +328,8 @@ def run_length(module: pl.LightningModule) -> tuple[int, int]:
     """Optimizer steps of the whole run and of one epoch; the last, incomplete accumulation window of an epoch counts."""
     trainer = module.trainer
     steps = int(trainer.estimated_stepping_batches)
+    if trainer.num_training_batches == float("inf"):  # Lightning has not looked at the loader when max_steps alone is set
+        trainer.fit_loop.setup_data()
     return steps, max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
 
 
@@ -334,8 +341,33 @@ def effective_rate(module: pl.LightningModule) -> EffectiveRate:
     )
 
 
-def log_step(module: pl.LightningModule, loss: Tensor, first: Tensor, has_candidates: Tensor) -> None:
-    """Log loss, proxy accuracy and learning rate of a training step."""
+def step_outputs(
+    module: pl.LightningModule,
+    loss: Tensor,
+    features: Float[Tensor, "B F"],
+    image_id: Int64[Tensor, " B"],
+    first: Bool[Tensor, " N"],
+    contrasted: Bool[Tensor, " N"],
+) -> dict[str, Tensor]:
+    """What a training step returns and logs.
+
+    Args:
+        module: The method.
+        loss: Of the whole step, for the backward pass.
+        features: Backbone features of view 1, for classifiers trained alongside.
+        image_id: Their images.
+        first: Queries whose positive is more similar than every candidate.
+        contrasted: Queries that had a candidate; the others have loss 0 and do not count for the accuracy.
+    """
+    hits = first[contrasted].float()
     module.log("train/loss", loss.detach(), batch_size=len(first))
-    module.log("train/accuracy", first.float().mean(), batch_size=len(first))
+    module.log("train/accuracy", hits.mean(), batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
+    return {
+        "loss": loss,
+        "features": features.detach(),
+        "image_id": image_id,
+        "hits": hits.sum(),
+        "contrasted": contrasted.sum(),
+        "queries": torch.tensor(len(contrasted)),
+    }

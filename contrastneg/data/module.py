@@ -267,7 +267,8 @@ class PretrainData(pl.LightningDataModule):
             view1, view2 = two_views(pixels[batch.position], self.views, draws)
         else:
             view1, view2 = finish_views(batch.crops, self.views, draws)
-        return TwoViews(self._formatted(view1), self._formatted(view2), batch.image_id)
+        dtype = self.trainer.lightning_module.dtype if self.trainer is not None else view1.dtype
+        return TwoViews(self._formatted(view1).to(dtype), self._formatted(view2).to(dtype), batch.image_id)
 
     def pixels(self, split: str, device: torch.device | str = "cpu") -> UInt8[Tensor, "N C H W"]:
         """All pixels of one set as one tensor on ``device``; sets that are the same object share it."""

@@ -1,0 +1,314 @@
+"""Training steps of MoCo and SimCLR, with a real Trainer on real images."""
+
+import copy
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*smaller than the logging interval.*",
+    "ignore:.*val_dataloader.*",
+    "ignore:.*isn't saved and will be deleted.*",
+)
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    from contrastneg.data.shapes import shapes
+
+    return shapes("train").subset(torch.arange(0, 2000, 50))
+
+
+def data_of(pictures, **options):
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.views import Views
+
+    return PretrainData(pictures, Views(size=SIDE), pictures, pictures, **{"batch_size": 8, **options})
+
+
+def method_of(name="MoCo", seed=0, **options):
+    from contrastneg import Backbone, Head, Optimizer, methods
+
+    torch.manual_seed(seed)
+    small = {
+        "backbone": Backbone(name="resnet9", width=0.125),
+        "projector": Head(out=16),
+        "optimizer": Optimizer(lr=0.1),
+    }
+    if name == "MoCo":
+        small |= {"queue_size": 20, "momentum": 0.9}
+    return getattr(methods, name)(**small | options)
+
+
+def trainer_of(**options):
+    settings = {"max_steps": 6, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
+    return pl.Trainer(**settings | quiet | options)
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].item())
+
+
+def losses_of(method, data, **options):
+    losses = Losses()
+    trainer_of(callbacks=[losses], **options).fit(method, datamodule=data)
+    return losses.values
+
+
+def as_loader(batches):
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def state_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+class Aligned(torch.nn.Module):
+    """An encoder whose two views of image i are both the i-th unit vector."""
+
+    num_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return images[:, 0, 0]
+
+
+@pytest.fixture
+def aligned_moco(monkeypatch):
+    """MoCo over :class:`Aligned` without a trainer: two images, one-hot embeddings."""
+    from contrastneg import methods
+
+    def make(**options):
+        method = method_of(temperature=0.1, **options)
+        method.encoder.backbone = Aligned()
+        method.encoder.projector = torch.nn.Identity()
+        method.key_encoder = copy.deepcopy(method.encoder)
+        method.queue = methods.KeyQueue(20, 4)
+        trainer = trainer_of()
+        trainer.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)]
+        method.trainer = trainer
+        monkeypatch.setattr(methods, "run_length", lambda module: (10, 10))
+        monkeypatch.setattr(type(method), "log", lambda *args, **kwargs: None)
+        return method
+
+    return make
+
+
+def one_hot_batch(ids):
+    from contrastneg.data.module import TwoViews
+
+    images = torch.eye(4)[ids][:, None, None]
+    return TwoViews(images, images, ids)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_query_meets_its_own_key_in_either_direction(aligned_moco, symmetric):
+    method = aligned_moco(symmetric=symmetric)
+    method.training_step(one_hot_batch(torch.tensor([2, 3])), 0)
+    loss = method.training_step(one_hot_batch(torch.tensor([0, 1])), 1)["loss"].item()
+    queued = 4 if symmetric else 2
+    assert loss == pytest.approx(math.log(1 + queued * math.exp(-10)), abs=1e-6)  # log 3 if it met its own key
+    assert method.queue.candidates()[1].tolist() == ([2, 3] * 2 + [0, 1] * 2 if symmetric else [2, 3, 0, 1])
+
+
+def test_an_image_that_returns_does_not_meet_its_older_key(aligned_moco):
+    method = aligned_moco()
+    for _ in range(3):
+        loss = method.training_step(one_hot_batch(torch.tensor([0, 1])), 1)["loss"].item()
+    assert loss == pytest.approx(math.log(1 + 2 * math.exp(-10)), abs=1e-6)  # two older keys of the other image
+
+
+def test_moco_v3_contrasts_with_the_other_images_of_the_batch_and_scales_by_two_temperatures(aligned_moco):
+    method = aligned_moco(queue_size=0, symmetric=True, loss_scale="2t_sum")
+    method.queue = None
+    outputs = method.training_step(one_hot_batch(torch.tensor([0, 1, 2])), 0)
+    one_direction = math.log(1 + 2 * math.exp(-10))
+    assert outputs["loss"].item() == pytest.approx(2 * 0.1 * 2 * one_direction, rel=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("mean", 1.0), ("sum", 2.0), ("2t_sum", 0.8)])
+def test_loss_scales_are_the_named_conventions(pictures, scale, factor):
+    reference = losses_of(method_of(symmetric=True, temperature=0.2), data_of(pictures), max_steps=2)
+    scaled = losses_of(method_of(symmetric=True, temperature=0.2, loss_scale=scale), data_of(pictures), max_steps=2)
+    assert reference[0] == scaled[0] == 0  # nothing is queued yet
+    assert scaled[1] == pytest.approx(factor * reference[1], rel=1e-4)
+
+
+def test_simclr_sum_is_twice_the_mean(pictures):
+    mean = losses_of(method_of("SimCLR"), data_of(pictures), max_steps=1)
+    total = losses_of(method_of("SimCLR", loss_scale="sum"), data_of(pictures), max_steps=1)
+    assert total[0] == pytest.approx(2 * mean[0])
+
+
+def test_simclr_is_the_mean_of_nt_xent(pictures):
+    from contrastneg.losses import nt_xent
+    from contrastneg.methods import unit
+
+    method, data = method_of("SimCLR", temperature=0.3), data_of(pictures)
+    twin = copy.deepcopy(method).train()
+    loader = data.train_dataloader()
+    batch = data.on_after_batch_transfer(next(iter(loader)), 0)
+    z1, z2 = unit(twin.encoder(torch.cat([batch.view1, batch.view2]))).chunk(2)
+    expected = nt_xent(z1, z2, temperature=0.3).mean().item()
+    assert losses_of(method, data, max_steps=1)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_loss_does_not_depend_on_what_an_unfilled_queue_holds(pictures):
+    one, other = method_of(), method_of()
+    other.queue.keys.normal_()
+    assert losses_of(one, data_of(pictures), max_steps=2) == losses_of(other, data_of(pictures), max_steps=2)
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_validation_test_and_prediction_change_nothing(pictures, name):
+    method, data = method_of(name), data_of(pictures)
+    trainer_of().fit(method, datamodule=data)
+    before = state_of(method)
+    views = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    trainer = trainer_of()
+    for stage in (trainer.validate, trainer.test):
+        stage(method, dataloaders=as_loader(views), verbose=False)
+        assert_same_state(state_of(method), before)
+    trainer.predict(method, dataloaders=as_loader([batch.view1 for batch in views]))
+    assert_same_state(state_of(method), before)
+
+
+def test_sanity_steps_before_training_do_not_change_it(pictures):
+    def fit(sanity):
+        method, data = method_of(), data_of(pictures)
+        views = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+        data.val_dataloader = lambda: as_loader(views)
+        losses = Losses()
+        trainer_of(callbacks=[losses], num_sanity_val_steps=sanity).fit(method, datamodule=data)
+        return losses.values
+
+    assert fit(0) == fit(2)
+
+
+def test_the_key_branch_moves_once_per_optimizer_step_and_takes_no_gradient(pictures, monkeypatch):
+    from contrastneg import methods
+
+    moves = []
+    real = methods.update_key_branch_
+    monkeypatch.setattr(methods, "update_key_branch_", lambda *args: (moves.append(1), real(*args)))
+    method = method_of()
+    start = copy.deepcopy(method.key_encoder)
+    trainer_of(max_steps=2, accumulate_grad_batches=2).fit(method, datamodule=data_of(pictures))
+    assert len(moves) == 2
+    assert all(p.grad is None for p in method.key_encoder.parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), method.key_encoder.parameters(), strict=True)]
+    assert all(moved[:2])
+
+
+@pytest.mark.parametrize("batch_norm", ["plain", "split", "shuffle", "sync"])
+def test_every_batch_norm_setting_trains_on_one_cpu(pictures, batch_norm):
+    losses = losses_of(method_of(batch_norm=batch_norm, bn_splits=4), data_of(pictures), max_steps=3)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[2] > 0
+
+
+def test_split_batch_norm_changes_the_loss_and_shuffling_one_plain_batch_does_not(pictures):
+    plain, split, shuffled = (
+        losses_of(method_of(batch_norm=setting, bn_splits=4), data_of(pictures), max_steps=2)[1]
+        for setting in ("plain", "split", "shuffle")
+    )
+    assert abs(split - plain) > 1e-3
+    assert shuffled == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_stages_edit_what_the_loss_sees_and_keeping_everything_is_the_plain_method(pictures, name):
+    from contrastneg import MoCHi, UniformSubset
+
+    plain = losses_of(method_of(name), data_of(pictures), max_steps=3)
+    everything = losses_of(method_of(name, stages=[UniformSubset(10**6)]), data_of(pictures), max_steps=3)
+    assert_close(everything, plain, rtol=1e-4, atol=1e-6)
+    fewer = losses_of(method_of(name, stages=[UniformSubset(2, mass="plain")]), data_of(pictures), max_steps=3)
+    more = losses_of(method_of(name, stages=[MoCHi(8, 16, 4, warmup_epochs=0)]), data_of(pictures), max_steps=3)
+    assert fewer[1] < plain[1] < more[1]
+
+
+def test_impossible_lists_of_stages_are_refused_when_the_method_is_built():
+    from contrastneg import MoCHi, UniformSubset
+
+    with pytest.raises(ValueError, match="UniformSubset"):
+        method_of(stages=[MoCHi(), UniformSubset()])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"temperature": 0.0}, "temperature"), ({"queue_size": -1}, "queue_size")]
+)
+def test_settings_out_of_range_are_refused_by_name(wrong, words):
+    with pytest.raises(ValueError, match=f"method.{words} is"):
+        method_of(**wrong)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_two_seeded_runs_are_equal_in_every_precision_and_deterministic_mode_aborts_nothing(pictures, name, precision):
+    def run():
+        data = data_of(pictures)
+        return losses_of(method_of(name), data, max_steps=8, precision=precision, deterministic=True)
+
+    try:
+        first, second = run(), run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert first == second
+    assert all(math.isfinite(loss) for loss in first)
+
+
+def test_a_short_last_batch_trains(pictures):
+    fourteen = pictures.subset(torch.arange(14))
+    losses = losses_of(method_of("SimCLR"), data_of(fourteen, drop_last=False), max_epochs=2, max_steps=-1)
+    assert len(losses) == 4
+
+
+def test_a_checkpoint_alone_rebuilds_the_method_and_loads_with_weights_only(pictures, tmp_path):
+    from contrastneg import MoCHi, load
+    from contrastneg.methods import MoCo
+    from contrastneg.schedules import Cosine
+
+    method = method_of(
+        stages=[MoCHi(8, 4, 2)], momentum=Cosine(0.9, 1.0), symmetric=True, batch_norm="split", bn_splits=2
+    )
+    trainer = trainer_of()
+    trainer.fit(method, datamodule=data_of(pictures))
+    path = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(path, weights_only=False)
+    assert torch.load(path, weights_only=True)["global_step"] == 6
+    for loaded in (load(path), MoCo.load_from_checkpoint(path)):
+        assert_same_state(state_of(loaded), state_of(method))
+        assert loaded.stages == method.stages
+        assert loaded.momentum == method.momentum
+        assert len(loaded.queue) == len(method.queue)
+    queues = [name for name in torch.load(path, weights_only=True)["state_dict"] if name.endswith("queue.keys")]
+    assert len(queues) == 1
+
+
+def test_foreign_checkpoints_are_refused_by_load(tmp_path):
+    from contrastneg import load
+
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="was not written by contrastneg"):
+        load(tmp_path / "other.ckpt")
