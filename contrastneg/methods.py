@@ -317,18 +317,20 @@ def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None
 def clock_of(module: pl.LightningModule) -> Clock:
     """Where the run stands, for schedules and the stages' draws; outside training, its end."""
     trainer = module.trainer
-    if not trainer.state.fn == "fit":
+    if trainer.state.fn != "fit":
         return Clock(1, 1, float("inf"), module.seed, distributed.rank())
     steps, per_epoch = run_length(module)
     step = trainer.global_step
-    return Clock(step, steps, step / per_epoch, module.seed, distributed.rank())
+    return Clock(step, steps, step / per_epoch, module.seed, distributed.rank(), trainer.fit_loop.batch_idx)
 
 
 def run_length(module: pl.LightningModule) -> tuple[int, int]:
     """Optimizer steps of the whole run and of one epoch; the last, incomplete accumulation window of an epoch counts."""
     trainer = module.trainer
     steps = int(trainer.estimated_stepping_batches)
-    if trainer.num_training_batches == float("inf"):  # Lightning has not looked at the loader when max_steps alone is set
+    if trainer.num_training_batches == float(
+        "inf"
+    ):  # Lightning has not looked at the loader when max_steps alone is set
         trainer.fit_loop.setup_data()
     return steps, max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
 

@@ -9,9 +9,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from contrastneg.evaluate.features import Features, extract
-from contrastneg.evaluate.knn import knn_score
-from contrastneg.evaluate.linear import linear_score
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -19,6 +16,9 @@ from contrastneg.config import Pretrain, build_method
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.module import PretrainData
 from contrastneg.data.views import eval_crop
+from contrastneg.evaluate.features import Features, extract
+from contrastneg.evaluate.knn import knn_score
+from contrastneg.evaluate.linear import linear_score
 from contrastneg.randomness import derive_seed, generator
 
 PIXEL_SIDE = 32  # larger pictures are shrunk to this side for the raw-pixel baseline

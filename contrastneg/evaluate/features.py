@@ -1,0 +1,75 @@
+"""Features of a whole labelled set, computed without leaving a trace in the encoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from contrastneg import distributed
+from contrastneg.data.module import PretrainData
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N images and their labels, on the CPU, in the order of the set."""
+
+    x: Float[Tensor, "N F"]
+    """Features, float32."""
+    labels: Int64[Tensor, " N"]
+    """Labels, -1 where unknown."""
+
+    def shifted(self, delta: Float[Tensor, " F"]) -> "Features":
+        """The same with ``delta`` added to every row."""
+        return replace(self, x=self.x + delta)
+
+
+@torch.no_grad()
+def extract(
+    encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Features:
+    """Features of the ``train`` (bank) or ``test`` (queries) images under the evaluation transform.
+
+    The encoder is in evaluation mode while it works and every part of it is put back into the mode it was in; statistics,
+    counters and random generators are not touched. Under data parallelism each rank does its share with the batch-norm
+    statistics of rank 0, and every rank gets all rows.
+
+    Args:
+        encoder: (B, C, S, S) to (B, F).
+        data: Gives batches and labels.
+        split: "train" or "test".
+        device: Where the encoder is.
+        dtype: Arithmetic of the encoder: half precisions through autocast, float64 as it is.
+    """
+    rows, positions = [], []
+    with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
+        for images, position in data.feature_batches(split, device):
+            rows.append(encoder(images.double() if dtype == torch.float64 else images).float())
+            positions.append(position)
+    x = distributed.all_gather(torch.cat(rows)).cpu()
+    position = distributed.all_gather(torch.cat(positions).to(device)).cpu()
+    return Features(x[position.argsort()], data.labels(split))
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode with rank 0's buffers on all ranks; modes and own buffers are restored afterwards."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    own = {name: buffer.clone() for name, buffer in encoder.named_buffers()} if distributed.world_size() > 1 else {}
+    encoder.eval()
+    try:
+        for name, buffer in encoder.named_buffers():
+            if name in own:
+                dist.broadcast(buffer, src=0)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for name, buffer in encoder.named_buffers():
+            if name in own:
+                buffer.copy_(own[name])
