@@ -10,7 +10,7 @@ from torch import Tensor
 from contrastneg.evaluate.features import Features
 from contrastneg.randomness import generator
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2)  # weight of the squared norm in the mean loss
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # weight of the squared norm in the mean loss
 HELD_OUT = 5  # every fifth bank image chooses among them
 ITERATIONS = 100
 

@@ -1,0 +1,69 @@
+"""The linear score against scikit-learn and on separable features."""
+
+import pytest
+import torch
+
+
+def blobs(n, noise, seed, classes=5, width=12):
+    from contrastneg.evaluate.features import Features
+
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    return Features(centres[labels] + noise * torch.randn(n, width, generator=generator), labels)
+
+
+def test_separable_classes_are_all_found():
+    from contrastneg.evaluate.linear import linear_score
+
+    assert linear_score(blobs(500, 0.05, 1), blobs(200, 0.05, 2), num_classes=5, seed=0).top1 == 1.0
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-2])
+def test_the_fit_is_that_of_scikit_learn(strength):
+    from sklearn.linear_model import LogisticRegression
+
+    from contrastneg.evaluate.linear import fit
+
+    train = blobs(800, 1.5, 1)
+    weight = fit(train.x, train.labels, 5, strength)
+    theirs = LogisticRegression(C=1 / (2 * strength * 800), max_iter=2000, tol=1e-8).fit(train.x, train.labels)
+    centred = weight[:, :-1] - weight[:, :-1].mean(dim=0)
+    assert (centred - torch.tensor(theirs.coef_)).abs().max() < 2e-2 * centred.abs().max()
+
+
+def test_scale_and_offset_of_the_features_do_not_matter():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.linear import linear_score
+
+    train, test = blobs(600, 1.5, 1), blobs(300, 1.5, 2)
+    plain = linear_score(train, test, num_classes=5, seed=0).top1
+    moved = [Features(part.x * 1000 + 5, part.labels) for part in (train, test)]
+    assert linear_score(*moved, num_classes=5, seed=0).top1 == pytest.approx(plain, abs=0.01)
+
+
+def test_the_chosen_strength_is_the_one_that_does_best_on_the_held_out_fifth():
+    from contrastneg.evaluate.linear import STRENGTHS, fit, hits, linear_score
+    from contrastneg.randomness import generator
+
+    train = blobs(400, 3.0, 1)
+    x = (train.x - train.x.mean(0)) / train.x.std(0, correction=0)
+    order = torch.randperm(400, generator=generator(0, "linear"))
+    held, rest = order[:80], order[80:]
+    accuracy = {s: hits(fit(x[rest], train.labels[rest], 5, s), x[held], train.labels[held]) for s in STRENGTHS}
+    chosen = linear_score(train, blobs(100, 3.0, 2), num_classes=5, seed=0).regularisation
+    assert accuracy[chosen] >= max(accuracy.values()) - 0.02  # warm starts may end a hair elsewhere
+    assert len(set(accuracy.values())) > 1
+
+
+def test_the_score_repeats_and_unlabelled_images_are_left_out():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.linear import linear_score
+
+    train, test = blobs(300, 1.0, 1), blobs(200, 1.0, 2)
+    first = linear_score(train, test, num_classes=5, seed=3)
+    assert linear_score(train, test, num_classes=5, seed=3) == first
+    more = Features(torch.cat([train.x, 9 + train.x[:50]]), torch.cat([train.labels, torch.full((50,), -1)]))
+    assert linear_score(more, test, num_classes=5, seed=3) == first
+    with pytest.raises(ValueError, match="there are none"):
+        linear_score(Features(train.x, torch.full((300,), -1)), test, num_classes=5, seed=0)
