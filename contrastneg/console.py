@@ -1,5 +1,7 @@
 """What a run says on the terminal: the start card, the bar, one line per epoch, the final table."""
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +18,19 @@ from torch import Tensor
 from contrastneg import distributed
 
 
+class PatientConsole(Console):
+    """A rich console that reports a closed pipe as what it is, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when nobody reads any more."""
+        raise BrokenPipeError
+
+
 class Output:
     """A console that falls silent when its reader goes away: trouble with output never ends a training run."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = PatientConsole(highlight=False, soft_wrap=True)
         self.enabled = enabled
 
     def print(self, *renderables: Any) -> None:
@@ -31,6 +41,9 @@ class Output:
             self.console.print(*renderables)
         except OSError:
             self.enabled = False
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered would fail again when the process ends
+            os.close(nowhere)
 
 
 def start_card(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> Panel:

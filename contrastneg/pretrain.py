@@ -191,9 +191,10 @@ def build_trainer(
     checkpoint: Path | None,
 ) -> pl.Trainer:
     """The Lightning Trainer of a run. Order of callbacks: clock, seeds, scores, line, checkpoint."""
-    callbacks: list[Callback] = [progress, card, StepSeed(config.seed), CandidateShares(data.label_table())]
-    if data.scored and config.probe:
-        callbacks.append(OnlineProbe(data.num_classes, data.label_table()))
+    label_table = data.label_table()
+    callbacks: list[Callback] = [progress, card, StepSeed(config.seed), CandidateShares(label_table)]
+    if label_table is not None and config.probe:
+        callbacks.append(OnlineProbe(int(label_table.max()) + 1, label_table))
     if knn is not None:
         callbacks.append(knn)
     callbacks += [EpochLine(progress.output, progress), Checkpoints(folder / "checkpoints", config.checkpoint_every)]

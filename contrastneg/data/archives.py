@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class TarReader:
     names: Names
     places: np.ndarray  # (N, 3): tar, offset, length
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> io.BufferedIOBase:
         tar, offset, length = self.places[index].tolist()
         with open(self.tars[tar], "rb") as file:
             file.seek(offset)

@@ -14,7 +14,6 @@ Pillow's global "load truncated images" switch is never touched: a cut file is a
 import io
 import struct
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -89,7 +88,7 @@ def decode_image(
         raise UnreadableImage(name, _reason(error)) from error
 
 
-def image_size(stream: BinaryIO, length: int, *, name: str = "the image") -> tuple[int, int]:
+def image_size(stream: io.BufferedIOBase, length: int, *, name: str = "the image") -> tuple[int, int]:
     """Height and width as :func:`decode_image` will return them, from the header alone.
 
     Args:
@@ -108,7 +107,7 @@ def image_size(stream: BinaryIO, length: int, *, name: str = "the image") -> tup
         raise UnreadableImage(name, _reason(error)) from error
 
 
-def open_image(stream: BinaryIO, length: int) -> Image.Image:
+def open_image(stream: io.BufferedIOBase, length: int) -> Image.Image:
     """Pillow's lazy open, with a reason in words where the bytes are no picture at all."""
     if length == 0:
         raise OSError("the file is empty")

@@ -1,10 +1,10 @@
 """Folders of pictures: class folders, splits, flat and nested trees without labels."""
 
+import io
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -20,7 +20,7 @@ class FileReader:
     root: str
     names: Names
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> io.BufferedIOBase:
         return open(self.name_of(index), "rb")
 
     def name_of(self, index: int) -> str:

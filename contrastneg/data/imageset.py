@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ CHUNK = 256  # pictures handed to a thread at a time
 class Reader(Protocol):
     """Where encoded pictures come from. Must pickle, and must be safe to call from several threads."""
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> io.BufferedIOBase:
         """A seekable stream of the encoded picture."""
         ...
 

@@ -73,7 +73,7 @@ def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, Ima
         if not labelled:
             return None, None, ["no labels: the encoder is not scored (give a labelled set with --val)"]
         try:
-            queries = opened(config, config.data, "test", classes=train.classes)
+            queries = opened(config, config.data, "test")
         except NoSuchSplit:
             return train, train, []
         return (train, queries, []) if queries.labels is not None else (train, train, [])

@@ -6,7 +6,7 @@ import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +46,7 @@ class ParquetReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> io.BufferedIOBase:
         group = bisect_right(self.group_starts, index) - 1
         value = self._group(group)[index - self.group_starts[group]].as_py()
         return _stream_of(value, os.path.dirname(self.files[self.groups[group][0]]))
@@ -72,7 +72,7 @@ class HubReader:
     column: str
     address: str
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> io.BufferedIOBase:
         return _stream_of(self.dataset[index][self.column], "")
 
     def name_of(self, index: int) -> str:
@@ -218,7 +218,7 @@ def _converted(files: list[str], column: str, address: str, root: Path) -> HubRe
     return HubReader(dataset, column, address)
 
 
-def _stream_of(value: Any, folder: str) -> BinaryIO:
+def _stream_of(value: Any, folder: str) -> io.BufferedIOBase:
     """Bytes, or {"bytes", "path"} of which one is set, as a stream."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if data is None and path:

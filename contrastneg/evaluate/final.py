@@ -67,7 +67,7 @@ def final_scores(
     """
     encoders: dict[str, nn.Module] = {
         "pretrained encoder": method.backbone,
-        "untrained encoder": untrained(config, method).backbone.to(device),
+        "untrained encoder": untrained(config, method).backbone.to(device, method.dtype),
         "raw pixels": RawPixels(),
     }
     if config.channels_last:

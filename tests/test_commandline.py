@@ -1,0 +1,182 @@
+"""Command lines and YAML files: the same values from both, and one helpful line for wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("[!v]*/*.yaml"))
+
+
+def parse(*arguments):
+    from contrastneg.commandline import parse_pretrain
+
+    return parse_pretrain(list(arguments))[0]
+
+
+def refusal(capsys, *arguments):
+    from contrastneg.__main__ import main
+
+    assert main(["pretrain", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("contrastneg: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def test_numbers_are_numbers_from_a_file_and_from_the_command_line(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "data: 'no'\nmethod:\n  class_path: MoCo\n  init_args:\n    temperature: 1e-1\n"
+        "    optimizer: {lr: 1e-3, warmup_epochs: 1e3}\n"
+    )
+    from_file = parse("--config", str(file))
+    from_line = parse("no", "--method", "MoCo", "--method.temperature", "1e-1", "--method.optimizer.lr", "1e-3",
+                      "--method.optimizer.warmup_epochs", "1e3")  # fmt: skip
+    for config in (from_file, from_line):
+        assert config.data == "no"
+        assert config.method.temperature == 0.1
+        assert config.method.optimizer_settings.lr == 0.001
+        assert config.method.optimizer_settings.warmup_epochs == 1000.0
+
+
+def test_what_stands_later_wins_and_dashes_may_stand_for_underscores(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 7\nbatch_size: 32\n")
+    config = parse("shapes", "--config", str(file), "--batch-size=64", "--on-bad-image", "skip")
+    assert (config.data, config.epochs, config.batch_size, config.on_bad_image) == ("shapes", 7, 64, "skip")
+
+
+def test_stages_and_schedules_are_named_by_class(tmp_path):
+    from contrastneg import MoCHi, UniformSubset
+    from contrastneg.schedules import Cosine
+
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        """
+method:
+  class_path: MoCo
+  init_args:
+    momentum: {class_path: Cosine, init_args: {start: 0.99, end: 1.0}}
+    stages:
+      - {class_path: UniformSubset, init_args: {count: 9}}
+      - {class_path: MoCHi, init_args: {pool: 64}}
+"""
+    )
+    method = parse("shapes", "--config", str(file)).method
+    assert method.stages == [UniformSubset(9), MoCHi(pool=64)]
+    assert method.momentum == Cosine(0.99, 1.0)
+
+
+def test_the_resolved_settings_parse_to_the_same_settings_again(tmp_path):
+    import yaml
+
+    from contrastneg.pretrain import plain_config
+
+    config = parse("shapes", "--method", "MoCo", "--method.stages+=MoCHi", "--views.size", "64", "--run", "x")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
+    assert plain_config(parse("--config", str(tmp_path / "config.yaml"))) == plain_config(config)
+
+
+def test_the_size_of_the_views_reaches_encoders_that_must_know_it():
+    config = parse("shapes", "--views.size", "64", "--method.backbone.name", "vit_tiny_patch16_224")
+    assert config.method.backbone.patch_embed.img_size == (64, 64)
+
+
+def test_weights_are_a_function_of_the_seed():
+    import torch
+
+    def weight(*arguments):
+        return next(parse("shapes", "--method.backbone.width", "0.125", *arguments).method.parameters())
+
+    assert torch.equal(weight("--seed", "1"), weight("--seed", "1"))
+    assert not torch.equal(weight("--seed", "1"), weight("--seed", "2"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# contrastneg pretrain ")
+    assert f"configs/{path.parent.name}/{path.name}" in first
+    assert second.startswith("# ")
+    small = ["--method.backbone.name", "resnet10t", "--method.backbone.width", "1", "--method.backbone.stem", "auto"]
+    small += (
+        ["--method.queue_size", "8"] if "MoCo" in path.read_text() and "queue_size: 0" not in path.read_text() else []
+    )
+    assert parse("shapes", "--config", str(path), *small).epochs > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methd", "MoCo"], "there is no option --methd: did you mean --method?"),
+        (["shapes", "--method", "MoC"], "there is no class 'MoC' here: did you mean MoCo?"),
+        (
+            ["shapes", "--method.temprature", "3"],
+            "there is no setting 'temprature' in SimCLR: did you mean temperature?",
+        ),
+        (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: expected float"),
+        (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
+        (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
+        (["shapes", "--epochs", "0"], "epochs is 0: give at least 1"),
+        (["shapes", "--views.size", "0"], "views.size is 0"),
+        (["shapes", "--config", "nofile.yaml"], "nofile.yaml"),
+        (["shapse"], "shapes"),
+        ([], "no data: name a folder"),
+        (["shapes", "--batch_size", "100000"], "10000 images are fewer than one step needs"),
+        (["shapes", "--accelerator", "gpu"], "this machine has none"),
+        (["shapes", "--devices", "0", "--accelerator", "cpu"], "devices is 0"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
+        (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
+        (["shapes", "--method.stages+=MoCHy", "--method", "MoCo"], "MoCHi"),
+    ],
+)
+def test_wrong_input_is_one_line_that_helps_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(capsys, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("viws: {size: 64}\n")
+    assert "there is no setting 'viws': did you mean views?" in refusal(capsys, "shapes", "--config", str(file))
+    file.write_text("method:\n  class_path: MoCo\n  init_args: {queue: 9}\n")
+    assert "in MoCo: did you mean queue_size?" in refusal(capsys, "shapes", "--config", str(file))
+    file.write_text("a: [1\n")
+    refusal(capsys, "shapes", "--config", str(file))
+
+
+def test_a_run_folder_that_exists_is_refused(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    line = refusal(capsys, "shapes", "--run", str(tmp_path))
+    assert "exists already: give another --run, or continue it with --resume" in line
+
+
+def test_verbs_are_listed_and_a_wrong_one_answered_with_the_nearest(capsys):
+    from contrastneg.__main__ import main
+
+    assert main(["--help"]) == 0
+    assert "pretrain" in capsys.readouterr().out
+    assert main(["pretrian"]) == 2
+    assert "did you mean pretrain?" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+def test_help_shows_the_attribute_docstrings(capsys):
+    from contrastneg.commandline import pretrain_parser
+
+    text = " ".join(pretrain_parser().format_help().split())
+    assert "Passes over the images." in text
+    assert "Pixels per side of a view." in text
+
+
+def test_every_setting_is_read_somewhere_outside_the_configuration():
+    import dataclasses
+    import re
+
+    from contrastneg.config import Pretrain
+
+    package = Path(__file__).resolve().parents[1] / "contrastneg"
+    source = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "config.py")
+    for field in dataclasses.fields(Pretrain):
+        assert re.search(rf"config\.{field.name}\b", source), field.name

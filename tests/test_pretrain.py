@@ -1,0 +1,262 @@
+"""Whole runs: what they leave behind, on real files, in real processes, interrupted and resumed."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+SMALL = [
+    "--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--views.size", "16", "--batch-size", "8",
+    "--workers", "0", "--accelerator", "cpu", "--log-every", "1",
+]  # fmt: skip
+MOCO = ["--method", "MoCo", "--method.queue_size", "20"]
+
+
+def run(*arguments):
+    from contrastneg.__main__ import main
+
+    return main(["pretrain", *map(str, arguments)])
+
+
+def paint(path, colour, seed, side=20):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 60, (side, side, 3))
+    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Class folders with a train and a val split: 2 x 12 and 2 x 5 pictures of different sizes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 12), ("val", 5)):
+        for number, (name, colour) in enumerate({"red": (190, 0, 0), "blue": (0, 0, 190)}.items()):
+            for i in range(count):
+                paint(root / split / name / f"{i}.png", colour, 100 * number + i, side=20 + i)
+    return root
+
+
+def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_path, folder, capsys):
+    out = tmp_path / "run"
+    assert run(folder, *MOCO, *SMALL, "--epochs", 2, "--knn_k", 3, "--run", out) == 0
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tensorboard/")}
+    assert events
+    assert names - events == {
+        "config.yaml", "environment.json", "metrics.csv", "summary.json", "pictures.npz", "encoder.safetensors",
+        "report.html", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    assert all(
+        set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=/-") for name in names
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["features"] for row in summary["table"]] == ["pretrained encoder", "untrained encoder", "raw pixels"]
+    assert all(0 <= row["knn_top1"] <= 100 and 0 <= row["linear_top1"] <= 100 for row in summary["table"])
+    rows = metrics_of(out)
+    assert [row["train/loss"] != "" for row in rows].count(True) == 6
+    assert rows[-1]["knn/top1"] != ""
+    printed = capsys.readouterr().out
+    assert "24 usable of 24 pictures found" in printed
+    assert "epoch   2/2" in printed
+    assert "raw pixels" in printed
+
+
+def test_the_exported_encoder_gives_the_features_of_the_run(tmp_path, folder):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    from contrastneg import Backbone, load
+    from contrastneg.encoders import build_backbone
+
+    out = tmp_path / "run"
+    assert run(folder, *SMALL, "--epochs", 1, "--final_scores", "false", "--run", out) == 0
+    with safe_open(out / "encoder.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["contrastneg"])
+    encoder = build_backbone(Backbone(**facts["backbone"]), facts["views"]["size"])
+    encoder.load_state_dict(load_file(out / "encoder.safetensors"))
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.eval()(images), load(out).backbone(images))
+
+
+def test_an_unlabelled_folder_trains_and_says_that_it_is_not_scored(tmp_path, capsys):
+    for i in range(20):
+        paint(tmp_path / "flat" / f"{i}.png", (90, 90, 90), i)
+    assert run(tmp_path / "flat", *SMALL, "--epochs", 1, "--run", tmp_path / "run") == 0
+    assert "no labels: the encoder is not scored" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "run/summary.json").read_text())["table"] == []
+
+
+def test_an_unlabelled_folder_is_scored_on_another_labelled_set(tmp_path, folder, capsys):
+    for i in range(20):
+        paint(tmp_path / "flat" / f"{i}.png", (90, 90, 90), i)
+    arguments = ["--val", folder, "--knn_k", 3, "--epochs", 1, "--run", tmp_path / "run"]
+    assert run(tmp_path / "flat", *SMALL, *arguments) == 0
+    table = json.loads((tmp_path / "run/summary.json").read_text())["table"]
+    assert table[2]["knn_top1"] == 100.0  # red against blue is plain in raw pixels
+
+
+def test_labels_without_a_test_split_are_held_out_and_the_page_says_so(tmp_path, folder, capsys):
+    arguments = ["--epochs", 1, "--knn_k", 3, "--run", tmp_path / "run"]
+    assert run(folder / "train", *SMALL, *arguments) == 0
+    assert "every 10th labelled image is asked about" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_bad_images_stop_the_run_by_name_or_are_left_out_and_listed(tmp_path, capsys):
+    for i in range(20):
+        paint(tmp_path / "set" / "a" / f"{i}.png", (90, 90, 90), i)
+    (tmp_path / "set/a/empty.jpg").write_bytes(b"")
+    (tmp_path / "set/a/page.jpg").write_text("<html>")
+    arguments = [tmp_path / "set", *SMALL, "--epochs", 1, "--final_scores", "false", "--run", tmp_path / "run"]
+    assert run(*arguments) == 2
+    assert str(tmp_path / "set/a/empty.jpg") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(*arguments, "--on-bad-image", "skip") == 0
+    notes = " ".join(json.loads((tmp_path / "run/summary.json").read_text())["notes"])
+    assert "empty.jpg" in notes
+    assert "page.jpg" in notes
+
+
+def test_a_grey_encoder_trains_on_grey_images(tmp_path, folder):
+    out = tmp_path / "run"
+    arguments = ["--method.backbone.in_channels", 1, "--epochs", 1, "--knn_k", 3, "--run", out]
+    assert run(folder, *SMALL, *arguments) == 0
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--precision", "float64"], ["--accumulate", 2, "--clip", 0.5], ["--drop_last", "false"]]
+)
+def test_settings_of_the_trainer_work_together(tmp_path, folder, options):
+    assert run(folder, *MOCO, *SMALL, *options, "--epochs", 2, "--knn_k", 3, "--run", tmp_path / "run") == 0
+
+
+def test_an_unsupported_precision_falls_back_and_says_which_is_used():
+    from contrastneg.pretrain import resolve_precision
+
+    assert resolve_precision("float16", "cpu") == ("float32", ["float16 is not supported on cpu: float32 is used"])
+    assert resolve_precision("float64", "mps")[0] == "float32"
+    assert resolve_precision("float64", "cpu") == ("float64", [])
+
+
+# -- real processes -----------------------------------------------------------------------------------------------
+
+
+def start(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "contrastneg", "pretrain", *map(str, arguments)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, env=environment, **pipes | options)
+
+
+def wait_for_newer(path, seen, process):
+    """Wait until a checkpoint is newer than ``seen``, or the process has ended."""
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline and not (path.exists() and path.stat().st_mtime_ns > seen):
+        time.sleep(0.002)
+
+
+def differences(one, other, path=""):
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [path]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        return [entry for key in one for entry in differences(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        return [e for i, (a, b) in enumerate(zip(one, other, strict=True)) for e in differences(a, b, f"{path}/{i}")]
+    return [] if one == other or path.endswith("/seconds") else [path]
+
+
+def metrics_of(folder):
+    timed = {"seconds", "speed/images_per_second"}
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+
+
+KILLS = int(os.environ.get("CONTRASTNEG_TEST_KILLS", "2"))  # the full acceptance takes 10
+
+
+@pytest.mark.parametrize(("loading", "workers"), [("memory", 0), ("stream", 2), ("stream", 0)][: 3 if KILLS > 2 else 2])
+def test_a_run_killed_at_random_moments_and_resumed_ends_bit_equal_to_the_unbroken_one(tmp_path, loading, workers):
+    arguments = ["shapes", *MOCO, *SMALL, "--limit-images", 100, "--epochs", 5, "--checkpoint-every", 2]
+    arguments += ["--loading", loading, "--workers", workers, "--final_scores", "false", "--knn_every", 2]
+    arguments += ["--method.stages+=MoCHi", "--method.stages.pool", 8, "--method.stages.pair_mixes", 8,
+                  "--method.stages.warmup_epochs", 1]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(*arguments, "--run", whole)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    moments = random.Random(loading + str(workers))
+    todo = [*arguments, "--run", broken]
+    kills = 0
+    while True:
+        process = start(*todo)
+        if kills < KILLS:
+            checkpoint = broken / "checkpoints" / "last.ckpt"
+            wait_for_newer(checkpoint, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, process)
+            time.sleep(moments.uniform(0, 0.2))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                todo = ["--resume", broken]
+                continue
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        break
+    assert kills > 0
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, broken)]
+    assert states[0]["global_step"] == 60
+    assert differences(*states) == []
+    assert metrics_of(broken) == metrics_of(whole)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_names_the_checkpoint_and_exits_non_zero(tmp_path, signum, status):
+    out = tmp_path / "run"
+    arguments = ["shapes", *SMALL, "--limit-images", 100, "--epochs", 500, "--checkpoint-every", 2, "--run", out]
+    process = start(*arguments)
+    wait_for_newer(out / "checkpoints" / "last.ckpt", 0, process)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert f"continue with: contrastneg pretrain --resume {out}" in errors
+    assert "Traceback" not in errors
+    for name in ("last.ckpt", "interrupted.ckpt"):
+        assert torch.load(out / "checkpoints" / name, weights_only=True)["global_step"] > 0
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    process = start("shapes", *SMALL, "--limit-images", 60, "--epochs", 2, "--final_scores", "false",
+                    "--run", tmp_path / "run", stdout=write)  # fmt: skip
+    os.close(write)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_two_cpu_processes_train_one_model_and_leave_one_run(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["shapes", *MOCO, *SMALL, "--devices", 2, "--limit-images", 100, "--epochs", 2, "--knn_every", 1]
+    process = start(*arguments, "--run", out, stdout=subprocess.PIPE)
+    printed, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert printed.count("epoch   1/2") == 1
+    assert "2 x cpu" in printed
+    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 12
+    assert (state["state_dict"]["queue.image_id"] >= 0).all()
+    assert Path(out / "report.html").exists()
