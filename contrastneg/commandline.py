@@ -25,7 +25,7 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
     Raises:
         ValueError: If a name or a value is not valid.
     """
-    given = dashed_names(positional("data", arguments))
+    given = bare_flags(dashed_names(positional("data", arguments)))
     if not any(argument.partition("=")[0] == "--resume" for argument in given):
         return build(pretrain_parser(), given), None
     parser = ArgumentParser(prog="contrastneg pretrain", exit_on_error=False, allow_abbrev=False)
@@ -198,6 +198,16 @@ def dashed_names(arguments: Sequence[str]) -> list[str]:
         name, equals, text = argument.partition("=")
         changed.append(("--" + name[2:].replace("-", "_") if name.startswith("--") else name) + equals + text)
     return changed
+
+
+def bare_flags(arguments: Sequence[str]) -> list[str]:
+    """``--unlabelled`` alone as ``--unlabelled=true``."""
+    flags = {f"--{field.name}" for field in dataclasses.fields(Pretrain) if field.type is bool}
+    following = [*arguments[1:], "--"][: len(arguments)]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def first_line(error: Exception) -> str:

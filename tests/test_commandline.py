@@ -46,6 +46,12 @@ def test_what_stands_later_wins_and_dashes_may_stand_for_underscores(tmp_path):
     assert (config.data, config.epochs, config.batch_size, config.on_bad_image) == ("shapes", 7, 64, "skip")
 
 
+def test_a_switch_may_stand_alone_or_with_its_value():
+    assert parse("shapes", "--unlabelled", "--epochs", "3").unlabelled is True
+    assert parse("shapes", "--epochs", "3", "--unlabelled").unlabelled is True
+    assert parse("shapes", "--progress", "false").progress is False
+
+
 def test_stages_and_schedules_are_named_by_class(tmp_path):
     from contrastneg import MoCHi, UniformSubset
     from contrastneg.schedules import Cosine

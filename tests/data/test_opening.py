@@ -1,0 +1,91 @@
+"""Which sets a run trains and is scored on."""
+
+import pytest
+import torch
+from PIL import Image
+
+
+def paint(folder, count, level=100, side=12):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (side, side), (level, i, 0)).save(folder / f"{i}.png")
+
+
+def opened(*arguments):
+    from contrastneg.commandline import parse_pretrain
+    from contrastneg.data.opening import open_data
+
+    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125"]
+    return open_data(parse_pretrain([*map(str, arguments), *small])[0])
+
+
+def test_class_folders_with_a_val_split_are_scored_on_it_by_the_training_classes(tmp_path):
+    for split, names in (("train", "abc"), ("val", "ac")):
+        for name in names:
+            paint(tmp_path / split / name, 4)
+    sets = opened(tmp_path)
+    assert (len(sets.train), len(sets.bank), len(sets.queries)) == (12, 12, 8)
+    assert sets.queries.classes == ["a", "b", "c"]
+    assert sets.queries.labels.unique().tolist() == [0, 2]
+
+
+def test_without_a_test_split_a_tenth_is_asked_about_and_the_rest_answers(tmp_path):
+    for name in "ab":
+        paint(tmp_path / name, 20)
+    sets = opened(tmp_path)
+    assert (len(sets.train), len(sets.bank), len(sets.queries)) == (40, 36, 4)
+    assert not set(sets.bank.image_id.tolist()) & set(sets.queries.image_id.tolist())
+    assert any("10th labelled image" in note for note in sets.notes)
+
+
+def test_without_labels_nothing_is_scored_unless_another_set_is_given(tmp_path):
+    paint(tmp_path / "flat", 12)
+    for split in ("train", "val"):
+        for name in "ab":
+            paint(tmp_path / "labelled" / split / name, 5)
+    alone = opened(tmp_path / "flat")
+    assert alone.bank is None
+    assert alone.queries is None
+    with_val = opened(tmp_path / "flat", "--val", tmp_path / "labelled")
+    assert (len(with_val.train), len(with_val.bank), len(with_val.queries)) == (12, 10, 10)
+    with pytest.raises(ValueError, match="has no labels"):
+        opened(tmp_path / "flat", "--val", tmp_path / "flat")
+
+
+def test_folders_declared_unlabelled_are_no_classes(tmp_path):
+    for name in "ab":
+        paint(tmp_path / name, 5)
+    assert opened(tmp_path, "--unlabelled").train.labels is None
+
+
+def test_a_limit_is_balanced_and_the_bank_is_limited_with_the_data(tmp_path):
+    for split in ("train", "val"):
+        for name in "ab":
+            paint(tmp_path / split / name, 10)
+    sets = opened(tmp_path, "--limit-images", 8)
+    assert sets.train.labels.bincount().tolist() == [4, 4]
+    assert sets.bank is sets.train
+    assert len(sets.queries) == 20
+
+
+def test_equal_small_images_are_kept_in_memory_and_mixed_sizes_are_streamed(tmp_path):
+    paint(tmp_path / "equal", 6)
+    paint(tmp_path / "mixed", 3)
+    Image.new("RGB", (30, 12)).save(tmp_path / "mixed" / "wide.png")
+    assert opened(tmp_path / "equal").loading == "memory"
+    assert opened(tmp_path / "equal", "--loading", "stream").loading == "stream"
+    assert opened(tmp_path / "mixed").loading == "stream"
+    with pytest.raises(ValueError, match="differ in size: use stream or auto"):
+        opened(tmp_path / "mixed", "--loading", "memory")
+
+
+def test_holding_out_is_the_same_every_time_and_another_with_another_seed(tmp_path):
+    from contrastneg.data.opening import hold_out
+    from contrastneg.data.sources import in_memory_set
+
+    labels = torch.arange(60) % 3
+    labels[:10] = -1
+    pictures = in_memory_set(torch.zeros(60, 3, 4, 4, dtype=torch.uint8), labels, name="x")
+    first, again, other = (hold_out(pictures, seed)[1].image_id.tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    assert min(first) >= 10
