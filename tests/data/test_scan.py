@@ -1,0 +1,73 @@
+"""A scan finds what cannot be read, before training."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """20 good JPEGs, one cut to half, one of 0 bytes, one HTML page named .jpg."""
+    (tmp_path / "a").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(tmp_path / "a" / f"{i:02}.jpg")
+    whole = (tmp_path / "a" / "00.jpg").read_bytes()
+    (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "a" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "a" / "page.jpg").write_text("<html><body>404</body></html>")
+    return tmp_path
+
+
+def test_raise_names_the_full_paths_in_one_line(folder):
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    with pytest.raises(ValueError, match="3 of 23 pictures cannot be read") as refusal:
+        scan(open_source(str(folder)), "raise")
+    for name in ("cut", "empty", "page"):
+        assert str(folder / "a" / f"{name}.jpg") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_skip_lists_them_and_keeps_the_others_decoded_or_by_header(folder, limit, monkeypatch):
+    from contrastneg.data import scan as module
+    from contrastneg.data.sources import open_source
+
+    if limit is not None:
+        monkeypatch.setattr(module, "DECODED_PIXELS", limit)  # as for a set too large to decode
+    source = open_source(str(folder))
+    report = module.scan(source, "skip")
+    assert (report.found, len(report.usable)) == (23, 20)
+    assert sorted(name.rsplit("/", 1)[1] for name, _ in report.bad) == ["cut.jpg", "empty.jpg", "page.jpg"]
+    assert report.decoded == (limit is None)
+    usable = source.subset(report.usable)
+    assert len({usable.name_of(i) for i in range(20)}) == 20
+    assert usable.load().shape == (20, 3, 40, 40)
+    assert "20 usable of 23 pictures found" in report.lines()[0]
+    assert sum(line.startswith("unusable: ") for line in report.lines()) == 3
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_sizes_and_classes_are_reported(tmp_path):
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    for name, sides in {"a": (8, 9), "b": (30,)}.items():
+        for side in sides:
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (side, 8)).save(tmp_path / name / f"{side}.png")
+    report = scan(open_source(str(tmp_path)), "raise")
+    assert (report.smallest, report.largest, report.uniform_size) == ((8, 8), (8, 30), None)
+    assert report.class_counts == {"a": 2, "b": 1}
+
+
+def test_a_set_without_one_usable_picture_is_refused_under_either_policy(tmp_path):
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    (tmp_path / "x.png").write_bytes(b"")
+    for policy in ("raise", "skip"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            scan(open_source(str(tmp_path)), policy)
