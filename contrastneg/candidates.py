@@ -52,7 +52,8 @@ class CandidateShares(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TwoViews, batch_idx: int
     ) -> None:
         """Look at the queue before the step changes it, or at the batch where there is no queue."""
-        if batch_idx % trainer.log_every_n_steps and batch_idx + 1 < trainer.num_training_batches:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx % every and batch_idx + 1 < trainer.num_training_batches:
             return
         query_id = batch.image_id.cpu()
         queue: Any = getattr(pl_module, "queue", None)

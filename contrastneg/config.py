@@ -134,7 +134,7 @@ def plain(setting: Any) -> Any:
         return str(setting)
     if setting is None or isinstance(setting, (bool, int, float, str)):
         return setting if type(setting) in (bool, int, float, str, type(None)) else type(setting).__mro__[1](setting)
-    return setting.item()
+    return getattr(setting, "item")()  # noqa: B009 - a numpy or torch scalar
 
 
 def build_method(method: type[pl.LightningModule], settings: dict[str, Any]) -> pl.LightningModule:

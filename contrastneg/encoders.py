@@ -1,22 +1,25 @@
 """Backbones, projection heads, and the key branch that follows them.
 
 Any timm model is a backbone, pooled and without classifier. ResNets may take the stem that small images need, at any
-width. Two small networks of our own are for CPUs. Everything about an encoder is plain data, so that a checkpoint can
-rebuild it without the network.
+width (``resnets.py``). Everything about an encoder is plain data, so that a checkpoint can rebuild it without a network
+connection.
 """
 
 import copy
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
-from jaxtyping import Float
 from timm.models.resnet import ResNet
-from torch import Tensor, nn
+from torch import nn
 
+from contrastneg.resnets import ResNet9, Stem, replace_stem_, resnet20, resnet_of_width, shape_only
+
+OWN = ("resnet9", "resnet20")
 SMALL_IMAGE = 64  # up to this side a ResNet's published stem would leave too little of the picture
+WIDEST = 8
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,34 @@ class Backbone:
     """The encoder that is kept after pretraining."""
 
     name: str = "resnet18"
-    """resnet9 (small, for CPUs at 32 pixels) or any model of timm."""
+    """resnet9 or resnet20 (small, for CPUs at 32 pixels) or any model of timm."""
     stem: Literal["auto", "imagenet", "cifar", "stride2"] = "auto"
     """First layers of a ResNet: imagenet as published, cifar 3x3 at full size, stride2 3x3 at half; auto: cifar up to 64 pixels."""
     width: float = 1.0
-    """Factor on the channels of a ResNet, above 0; of resnet9, whose full width is 64 channels in its first layer."""
+    """Factor on all channels of a ResNet, above 0 and at most 8; a full resnet9 has 64 channels in its first layer."""
     in_channels: int = 3
     """Channels of the images: 3 (RGB) or 1 (grey)."""
     pretrained: bool = False
-    """Start a new run from timm's published weights."""
+    """Start a new run from timm's published weights, at width 1 and with the published stem."""
 
     def __post_init__(self) -> None:
-        if self.width <= 0:
-            raise ValueError(f"backbone.width is {self.width}: give a factor above 0")
+        if not 0 < self.width <= WIDEST:
+            raise ValueError(
+                f"backbone.width is {self.width}: give a factor above 0 and at most {WIDEST}, not channels"
+            )
         if self.in_channels not in (1, 3):
             raise ValueError(f"backbone.in_channels is {self.in_channels}: choose 3 (RGB) or 1 (grey)")
-        if self.name == "resnet9" and (self.pretrained or self.stem == "imagenet"):
+        if self.name in OWN and (self.pretrained or self.stem == "imagenet"):
             raise ValueError(
-                "backbone.name resnet9 has no published weights or stem: use stem cifar or stride2, or another"
+                f"backbone.name {self.name} has no published weights or stem: use stem cifar or stride2, or another"
+            )
+        if self.pretrained and self.width != 1:
+            raise ValueError(
+                f"backbone.width is {self.width} but published weights have width 1: leave out one of them"
+            )
+        if self.pretrained and self.stem in ("cifar", "stride2"):
+            raise ValueError(
+                f"backbone.stem is {self.stem} but published weights have the published one: use stem imagenet"
             )
 
 
@@ -59,6 +72,8 @@ class Head:
     """Batch norm after no layer, after the layers between, or after the last one, too."""
     last_affine: bool = True
     """Whether the last batch norm has a scale and a shift."""
+    bias: bool = True
+    """Whether linear layers that no batch norm follows have a bias."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "out", "hidden"):
@@ -77,18 +92,18 @@ class Head:
 
     @classmethod
     def simclr(cls) -> "Head":
-        """Two layers to 128, batch norm after each (arXiv:2002.05709)."""
+        """Two layers to 128, batch norm after each (arXiv:2002.05709); the official last one has a scale but no shift."""
         return cls(batch_norm="all")
 
     @classmethod
     def moco_v3_projector(cls, layers: int = 2) -> "Head":
         """4096 wide to 256, the last batch norm without scale and shift (arXiv:2104.02057); 3 layers for transformers."""
-        return cls(layers=layers, hidden=4096, out=256, batch_norm="all", last_affine=False)
+        return cls(layers=layers, hidden=4096, out=256, batch_norm="all", last_affine=False, bias=False)
 
     @classmethod
-    def moco_v3_predictor(cls) -> "Head":
-        """4096 wide to 256, no batch norm on the output, as for ResNets (arXiv:2104.02057)."""
-        return cls(hidden=4096, out=256, batch_norm="hidden")
+    def moco_v3_predictor(cls, batch_norm: Literal["hidden", "all"] = "hidden") -> "Head":
+        """4096 wide to 256 (arXiv:2104.02057); batch norm on the output, too (``all``), for transformers, not for ResNets."""
+        return cls(hidden=4096, out=256, batch_norm=batch_norm, last_affine=False, bias=False)
 
 
 def build_backbone(settings: Backbone, image_size: int | None = None, load_pretrained: bool = True) -> nn.Module:
@@ -96,119 +111,106 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
 
     Args:
         settings: Which network.
-        image_size: Side of the images, for models that must know it (vision transformers).
+        image_size: Side of the images in pixels, for models that must know it (vision transformers) and for the
+            ``auto`` stem; None: the size that the model was published for.
         load_pretrained: False never fetches published weights: a checkpoint will be loaded over them.
 
     Raises:
-        ValueError: The name is unknown, or the stem or width cannot be had with it.
+        ValueError: The name is unknown, the stem, width or image size cannot be had with it, its output is not pooled,
+            or its published weights cannot be fetched.
     """
-    if settings.name == "resnet9":
-        return ResNet9(round(64 * settings.width), settings.in_channels, 2 if settings.stem == "stride2" else 1)
+    small = image_size is not None and image_size <= SMALL_IMAGE
+    stem: Stem = ("cifar" if small else "imagenet") if settings.stem == "auto" else settings.stem
+    if settings.name in OWN:
+        stem = "stride2" if stem == "stride2" else "cifar"
+        if settings.name == "resnet20":
+            return resnet20(settings.width, settings.in_channels, stem)
+        return ResNet9(max(1, round(64 * settings.width)), settings.in_channels, stem)
     if not timm.is_model(settings.name):
-        near = difflib.get_close_matches(settings.name, [*timm.list_models(), "resnet9"], n=3)
-        raise ValueError(f"backbone.name {settings.name!r} is not known to timm: did you mean {' or '.join(near)}?")
-    options: dict = {}
-    if settings.width != 1:
-        options["channels"] = tuple(max(8, round(planes * settings.width)) for planes in (64, 128, 256, 512))
-    pretrained = settings.pretrained and load_pretrained
-    network = timm_model(settings, image_size, pretrained, options)
-    plain_resnet = isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d)
-    if settings.stem in ("cifar", "stride2") and not plain_resnet:
+        raise ValueError(unknown_name(settings.name))
+    if settings.pretrained and stem != "imagenet" and isinstance(shape_only(settings.name), ResNet):
         raise ValueError(
-            f"backbone.stem is {settings.stem} but {settings.name} is not a plain ResNet: use stem imagenet"
+            f"backbone.stem auto means cifar at {image_size} pixels but the published weights have another: "
+            "set backbone.stem to imagenet, or pretrained to false"
         )
-    small = image_size is not None and image_size <= SMALL_IMAGE and settings.stem == "auto" and not pretrained
-    if plain_resnet and (small or settings.stem in ("cifar", "stride2")):
-        small_stem_(network, stride=2 if settings.stem == "stride2" else 1)
+    if settings.width != 1:
+        network: nn.Module = resnet_of_width(settings.name, settings.width, settings.in_channels)
+    else:
+        network = timm_model(settings, image_size, settings.pretrained and load_pretrained)
+    if not isinstance(network, ResNet):
+        if settings.stem in ("cifar", "stride2"):
+            raise ValueError(f"backbone.stem is {stem} but {settings.name} is not a ResNet: use stem imagenet")
+        check_output(network, settings, image_size)
+    elif stem != "imagenet":
+        replace_stem_(network, stem, settings.in_channels)
     return network
 
 
-def timm_model(settings: Backbone, image_size: int | None, pretrained: bool, options: dict) -> nn.Module:
+def unknown_name(name: str) -> str:
+    """What to say about a name that no model has, with the names nearest to it."""
+    near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(OWN)} or one of timm.list_models()"
+    return f"backbone.name {name!r} is not known to timm: {advice}"
+
+
+def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> nn.Module:
     """A timm model without classifier; told the image size only if it wants to know."""
-    options = {"num_classes": 0, "in_chans": settings.in_channels, "pretrained": pretrained, **options}
-    if image_size is not None:
+    options: dict = {"num_classes": 0, "in_chans": settings.in_channels, "pretrained": pretrained}
+    try:
+        if image_size is None:
+            return timm.create_model(settings.name, **options)
         try:
             return timm.create_model(settings.name, img_size=image_size, **options)
-        except TypeError as error:
+        except TypeError as error:  # raised by the model's constructor before anything is built
             if "img_size" not in str(error):
-                raise_for_width(settings, error)
-    try:
-        return timm.create_model(settings.name, **options)
-    except TypeError as error:
-        raise_for_width(settings, error)
-        raise
-
-
-def raise_for_width(settings: Backbone, error: TypeError) -> None:
-    """Say that a model has no width setting, if that is what it stumbled over."""
-    if "channels" in str(error):
+                raise
+            return timm.create_model(settings.name, **options)
+    except OSError as error:
         raise ValueError(
-            f"backbone.width is {settings.width} but {settings.name} has no width to set: choose a ResNet or width 1"
+            f"the published weights of {settings.name} could not be fetched ({type(error).__name__}): connect once, "
+            "or set backbone.pretrained to false"
         ) from error
-    raise error
+    except RuntimeError as error:  # an unknown tag after the dot, or no published weights
+        raise ValueError(f"backbone.name {settings.name} cannot be built: {first_line(error)}") from error
 
 
-def small_stem_(network: ResNet, stride: int) -> None:
-    """Replace the first 7x7 convolution by a 3x3 one and leave out the max-pool, for small images (SimCLR, appendix B.9)."""
-    first = network.conv1
-    network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, 1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
+@torch.no_grad()
+def check_output(network: Any, settings: Backbone, image_size: int | None) -> None:
+    """Try one black image; make ``num_features`` the width of what comes out, which in some families timm's is not.
 
-
-class ResNet9(nn.Module):
-    """A small residual network for 32-pixel images on CPUs, in the shape of the DAWNBench CIFAR-10 entries.
-
-    Thin at full size, where most of the time goes: at width 16 it has 0.41 M parameters. Features are the largest value
-    of each channel over the picture.
-
-    Args:
-        width: Channels of the first layer; the features are 8 times as many.
-        in_channels: Channels of the images.
-        stride: Stride of the first convolution, 1 or 2.
+    ResNets need no trial: their features are pooled, and as wide as they tell, at every size.
     """
-
-    def __init__(self, width: int = 64, in_channels: int = 3, stride: int = 1) -> None:
-        super().__init__()
-        self.num_features = 8 * width
-        self.stem = nn.Sequential(conv_bn_relu(in_channels, width, stride), conv_bn_relu(width, 2 * width))
-        self.stage1 = nn.Sequential(nn.MaxPool2d(2), Residual(2 * width))
-        self.stage2 = nn.Sequential(conv_bn_relu(2 * width, 4 * width), nn.MaxPool2d(2))
-        self.stage3 = nn.Sequential(conv_bn_relu(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width))
-        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
-
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
-        """Pooled features."""
-        return self.pool(self.stage3(self.stage2(self.stage1(self.stem(images)))))
-
-
-class Residual(nn.Module):
-    """Two convolutions around which the input is carried."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(conv_bn_relu(channels, channels), conv_bn_relu(channels, channels))
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Input plus branch."""
-        return x + self.branch(x)
+    sides = (image_size, image_size) if image_size else network.pretrained_cfg["input_size"][1:]
+    try:
+        output = network.eval()(torch.zeros(1, settings.in_channels, *sides))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{settings.name} cannot take images of {sides[0]} pixels ({first_line(error)}): choose another views.size "
+            "or backbone.name"
+        ) from error
+    if output.ndim != 2:
+        raise ValueError(
+            f"{settings.name} gives an output of shape {tuple(output.shape)} where pooled features (1, F) are needed: "
+            "choose another backbone.name"
+        )
+    network.num_features = output.shape[1]
+    network.train()
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
 
 
 def build_head(in_features: int, settings: Head) -> nn.Sequential:
-    """A projection or prediction head.
+    """A projection or prediction head: linear layers with ReLU between them, and batch norm before each ReLU if asked.
 
     Args:
-        in_features: Width of what it is given.
+        in_features: Width F of what it is given.
         settings: Its layers.
+
+    Returns:
+        A network from (B, F) to (B, ``settings.out``). A linear layer has no bias where batch norm would remove it.
     """
     hidden = settings.hidden or in_features
     layers: list[nn.Module] = []
@@ -217,7 +219,7 @@ def build_head(in_features: int, settings: Head) -> nn.Sequential:
         last = number == settings.layers
         normed = settings.batch_norm == "all" or (settings.batch_norm == "hidden" and not last)
         out = settings.out if last else hidden
-        layers.append(nn.Linear(width, out, bias=not normed))
+        layers.append(nn.Linear(width, out, bias=settings.bias and not normed))
         if normed:
             layers.append(nn.BatchNorm1d(out, affine=settings.last_affine or not last))
         if not last:
@@ -227,7 +229,7 @@ def build_head(in_features: int, settings: Head) -> nn.Sequential:
 
 
 def make_key_branch(query_branch: nn.Module) -> nn.Module:
-    """A copy that no gradient and no optimizer reaches."""
+    """A copy with memory of its own that no gradient and no optimizer reaches."""
     return copy.deepcopy(query_branch).requires_grad_(False)
 
 
@@ -241,11 +243,16 @@ def update_key_branch_(
 
     Args:
         key_branch: Moves.
-        query_branch: Stays.
+        query_branch: Stays; the same parameters in the same order, of any mix of dtypes.
         momentum: m in [0, 1]: 1 freezes, 0 copies.
-        buffers: Batch-norm statistics are the key branch's ``own``, from the keys it has embedded (MoCo's official
-            code), or a ``copy`` of the query branch's.
+        buffers: Batch-norm statistics are the key branch's ``own``, from the keys it has embedded in training mode
+            (MoCo's official code), or a ``copy`` of the query branch's.
+
+    Raises:
+        ValueError: The momentum is out of range.
     """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"the momentum of the key branch is {momentum}: give a number, or a schedule, within 0 and 1")
     torch._foreach_lerp_(list(key_branch.parameters()), list(query_branch.parameters()), 1 - momentum)
     if buffers == "copy":
         for key_buffer, query_buffer in zip(key_branch.buffers(), query_branch.buffers(), strict=True):

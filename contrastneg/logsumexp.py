@@ -128,8 +128,8 @@ def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool)
     for number, start in enumerate(range(0, len(keys), tile)):
         part = keys[start : start + tile].to(scaled.dtype)
         logit = torch.mm(scaled, part.T, out=block[:, : len(part)])
-        if holes[number] is not None:
-            row, column = holes[number].unbind(1)
+        if (hole := holes[number]) is not None:
+            row, column = hole.unbind(1)
             logit[row, column - start] = -torch.inf
         higher = torch.maximum(top, logit.amax(dim=1))
         shrink = (top - higher).exp_()

@@ -69,6 +69,19 @@ def contrast(
     return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
 
 
+class Encoder(nn.Module):
+    """Backbone and projector, from images to embeddings: what a key branch copies."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
+        """Embeddings, not yet of unit length."""
+        return self.projector(self.backbone(images))
+
+
 class MoCo(pl.LightningModule):
     """Momentum contrast: keys from a slowly moving copy of the encoder, negatives from a queue of past keys.
 
@@ -122,17 +135,16 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
         self.stages = list(stages or [])
         check_pipeline(self.stages, provides={"id", "queue"} if queue_size else {"id", "batch"})
-        self.temperature, self.momentum, self.key_buffers = temperature, momentum, key_buffers
+        self.temperature, self.momentum = temperature, momentum
+        self.key_buffers: Literal["own", "copy"] = key_buffers
         self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
         self.seed = 0
 
-        network = build_backbone(backbone, image_size)
-        self.encoder = nn.Sequential()  # backbone and projector: what the key branch copies
-        self.encoder.add_module("backbone", network)
-        self.encoder.add_module("projector", build_head(network.num_features, projector))
+        network: Any = build_backbone(backbone, image_size)
+        self.encoder = Encoder(network, build_head(network.num_features, projector))
         if batch_norm == "split":
-            self.encoder = convert_split_batch_norm(self.encoder, bn_splits)
+            convert_split_batch_norm(self.encoder, bn_splits)
         self.predictor = nn.Identity() if predictor is None else build_head(projector.out, predictor)
         self.key_encoder = make_key_branch(self.encoder)
         self.queue = KeyQueue(queue_size, projector.out, getattr(torch, queue_dtype)) if queue_size else None
@@ -159,7 +171,7 @@ class MoCo(pl.LightningModule):
             directions.append((other, self._keys(batch.view1, batch_idx)))
 
         scored = [self._contrast(query, key, batch.image_id) for query, key in directions]
-        loss = self.scale * sum(distributed.global_mean(value) for value, _, _ in scored)
+        loss = self.scale * torch.stack([distributed.global_mean(values) for values, _, _ in scored]).sum()
 
         if self.queue is not None:  # last: no query may meet its own key as a negative
             image_id = distributed.all_gather(batch.image_id)
@@ -250,10 +262,8 @@ class SimCLR(pl.LightningModule):
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2) * 2
         self.seed = 0
 
-        network = build_backbone(backbone, image_size)
-        self.encoder = nn.Sequential()
-        self.encoder.add_module("backbone", network)
-        self.encoder.add_module("projector", build_head(network.num_features, projector))
+        network: Any = build_backbone(backbone, image_size)
+        self.encoder = Encoder(network, build_head(network.num_features, projector))
 
     @property
     def backbone(self) -> nn.Module:
@@ -311,10 +321,10 @@ def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None
     """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module."""
     settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
     module._set_hparams({**settings, "class_name": type(module).__name__})
-    module._hparams_initial = module.hparams
+    module._hparams_initial = module.hparams  # type: ignore[assignment]
 
 
-def clock_of(module: pl.LightningModule) -> Clock:
+def clock_of(module: MoCo | SimCLR) -> Clock:
     """Where the run stands, for schedules and the stages' draws; outside training, its end."""
     trainer = module.trainer
     if trainer.state.fn != "fit":
@@ -324,7 +334,7 @@ def clock_of(module: pl.LightningModule) -> Clock:
     return Clock(step, steps, step / per_epoch, module.seed, distributed.rank(), trainer.fit_loop.batch_idx)
 
 
-def run_length(module: pl.LightningModule) -> tuple[int, int]:
+def run_length(module: MoCo | SimCLR) -> tuple[int, int]:
     """Optimizer steps of the whole run and of one epoch; the last, incomplete accumulation window of an epoch counts."""
     trainer = module.trainer
     steps = int(trainer.estimated_stepping_batches)
@@ -335,16 +345,16 @@ def run_length(module: pl.LightningModule) -> tuple[int, int]:
     return steps, max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
 
 
-def effective_rate(module: pl.LightningModule) -> EffectiveRate:
+def effective_rate(module: MoCo | SimCLR) -> EffectiveRate:
     """The learning rate after scaling, with its factors in words."""
-    trainer = module.trainer
+    trainer: Any = module.trainer
     return learning_rate(
         module.optimizer_settings, trainer.datamodule.batch_size, trainer.world_size, trainer.accumulate_grad_batches
     )
 
 
 def step_outputs(
-    module: pl.LightningModule,
+    module: MoCo | SimCLR,
     loss: Tensor,
     features: Float[Tensor, "B F"],
     image_id: Int64[Tensor, " B"],

@@ -10,6 +10,8 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from contrastneg.schedules import Cosine, Schedule, value
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -28,23 +30,26 @@ class Optimizer:
     momentum: float = 0.9
     """Momentum of SGD and LARS, in [0, 1)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's averages."""
+    """Decay rates of AdamW's averages of the gradient and its square, in [0, 1)."""
     trust_coefficient: float = 0.001
-    """Factor of LARS's layer-wise rate."""
+    """Factor of LARS's layer-wise rate, above 0."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate grows in a straight line."""
-    final_fraction: float = 0.0
-    """Share of the rate that the cosine ends at."""
+    course: float | Schedule = Cosine(1.0, 0.0)
+    """Factor on the rate after the warm-up, by the share of the remaining steps done: Cosine, Linear, Step, or 1 (constant)."""
     exclude_1d_from_decay: bool = True
-    """Leave biases and batch-norm parameters out of weight decay and of LARS's adaptation."""
+    """Leave biases and batch-norm parameters out of weight decay and of LARS's adaptation (MoCo v1 and v2 decay them)."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: give 0 or more")
-        for name in ("momentum", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: give a number from 0 to 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum is {self.momentum}: give a number from 0 up to but not including 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas is {list(self.betas)}: give numbers from 0 up to but not including 1")
+        if self.trust_coefficient <= 0:
+            raise ValueError(f"optimizer.trust_coefficient is {self.trust_coefficient}: give a number above 0")
         if self.reference_batch < 1:
             raise ValueError(f"optimizer.reference_batch is {self.reference_batch}: give at least 1")
 
@@ -84,14 +89,24 @@ def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, A
 
     Args:
         module: The method; its key branch takes no gradient and is left out.
-        settings: Weight decay, and whether 1-d parameters are left out of it.
+        settings: Weight decay, and whether biases and other 1-d parameters are left out of it.
+
+    Returns:
+        Groups for any torch optimizer, named ``decayed`` and ``spared``; empty ones are left out.
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not settings.exclude_1d_from_decay:
-        return [{"params": trained, "weight_decay": settings.weight_decay}]
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    spared = {
+        name
+        for name, parameter in trained
+        if settings.exclude_1d_from_decay and (parameter.ndim <= 1 or name.endswith("bias"))
+    }
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "name": "decayed",
+            "params": [parameter for name, parameter in trained if name not in spared],
+            "weight_decay": settings.weight_decay,
+        },
+        {"name": "spared", "params": [parameter for name, parameter in trained if name in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -100,6 +115,9 @@ def build_optimizer(
     settings: Optimizer, module: nn.Module, steps: int, steps_per_epoch: int, rate: float
 ) -> dict[str, Any]:
     """Optimizer and schedule in the form that Lightning's ``configure_optimizers`` returns.
+
+    LARS is timm's: weight decay joins the gradient before the ratio of norms is taken, a norm of 0 makes the ratio 1, and
+    the spared parameters take plain SGD steps.
 
     Args:
         settings: Which optimizer.
@@ -114,24 +132,28 @@ def build_optimizer(
     elif settings.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
     else:
-        for group in groups:  # timm adapts the groups that decay unless told otherwise
-            group["always_adapt"] = not settings.exclude_1d_from_decay or group["params"][0].ndim > 1
-        optimizer = Lars(groups, lr=rate, momentum=settings.momentum, trust_coeff=settings.trust_coefficient)
+        for group in groups:  # timm adapts only groups that decay unless told otherwise
+            group["always_adapt"] = group["name"] == "decayed"
+        optimizer = Lars(
+            groups,
+            lr=rate,
+            momentum=settings.momentum,  # type: ignore[arg-type]  # timm's default is an int
+            trust_coeff=settings.trust_coefficient,
+        )
     warmup = round(settings.warmup_epochs * steps_per_epoch)
-    course = partial(rate_factor, steps=steps, warmup_steps=warmup, final=settings.final_fraction)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, course), "interval": "step"}}
+    factor = partial(rate_factor, steps=steps, warmup_steps=warmup, course=settings.course)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def rate_factor(step: int, *, steps: int, warmup_steps: int = 0, final: float = 0.0) -> float:
-    """Factor on the learning rate at an optimizer step: a line up over the warm-up, then a cosine down.
+def rate_factor(step: int, *, steps: int, warmup_steps: int = 0, course: float | Schedule = Cosine(1.0, 0.0)) -> float:
+    """Factor on the learning rate at an optimizer step: a line up over the warm-up, then ``course``.
 
     Args:
         step: Optimizer steps done.
         steps: Optimizer steps of the whole run, warm-up included.
         warmup_steps: Steps of the warm-up; the first of them is taken at 1 / warmup_steps of the rate.
-        final: Factor at the end.
+        course: Factor by the share of the steps after the warm-up that are done.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    return value(course, min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))

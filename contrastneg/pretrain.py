@@ -87,7 +87,7 @@ def _run(
     notes = [*device.notes, *opened.notes, *batch_norm_notes(config.method, device)]
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():
         notes.append("allocator setting not available on this system: large buffers go back to the kernel each step")
-    method = config.method
+    method: Any = config.method
     method.seed = config.seed
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -202,11 +202,9 @@ def build_trainer(
     if device.world_size > 1:
         # Buffers are equal on all ranks by construction (queue) or local by intent (batch norm): none is sent each step.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        strategy = DDPStrategy(
-            process_group_backend="nccl" if device.accelerator == "gpu" else "gloo",
-            gradient_as_bucket_view=True,
-            **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
-        )
+        options: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        backend = "nccl" if device.accelerator == "gpu" else "gloo"
+        strategy = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, **options)
     return pl.Trainer(
         accelerator=device.accelerator,
         devices=device.devices,
@@ -279,7 +277,7 @@ class StartCard(Callback):
         self.output, self.config, self.opened = output, config, opened
         self.device, self.notes, self.folder = device, notes, folder
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the card."""
         if not trainer.is_global_zero:
             return

@@ -36,7 +36,8 @@ class Linear(Schedule):
 
     def __call__(self, progress: float) -> float:
         """The number at ``progress``."""
-        return self.start + (self.end - self.start) * passed(progress, self.begin, self.finish)
+        share = passed(progress, self.begin, self.finish)
+        return self.start * (1 - share) + self.end * share
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,31 @@ class Cosine(Schedule):
     def __call__(self, progress: float) -> float:
         """The number at ``progress``."""
         wave = (1 + math.cos(math.pi * passed(progress, self.begin, self.finish))) / 2
-        return self.end + (self.start - self.end) * wave
+        return self.end * (1 - wave) + self.start * wave
 
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """``before`` until progress ``at``, ``after`` from then on."""
+    """``start``, multiplied by ``factor`` at each place in ``at``.
 
-    before: float
+    ``Step(1.0, 0.1, (0.6, 0.8))`` is the course of MoCo v1's learning rate: a tenth after 120 and 160 of 200 epochs.
+    """
+
+    start: float
     """Value at first."""
-    after: float
-    """Value later."""
-    at: float = 0.5
-    """Progress of the change, in [0, 1]."""
+    factor: float
+    """What the value is multiplied by, each time."""
+    at: tuple[float, ...] = (0.5,)
+    """Progress of each change, in rising order, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at <= 1:
-            raise ValueError(f"Step.at is {self.at}: give a progress between 0 and 1")
+        object.__setattr__(self, "at", tuple(self.at))  # a YAML file gives a list
+        if not self.at or list(self.at) != sorted(set(self.at)) or not (self.at[0] > 0 and self.at[-1] <= 1):
+            raise ValueError(f"Step.at is {list(self.at)}: give rising places above 0 and at most 1")
 
     def __call__(self, progress: float) -> float:
         """The number at ``progress``."""
-        return self.before if progress < self.at else self.after
+        return self.start * self.factor ** sum(progress >= place for place in self.at)
 
 
 def value(setting: float | int | Schedule, progress: float) -> float:

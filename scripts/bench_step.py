@@ -8,6 +8,7 @@ times on shared machines mean little. Prints one table with the limit of each fi
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def step_figures(steps: int) -> list[Figure]:
         optimizer.zero_grad()
         marks.append(time.perf_counter())
         if step >= 2:
-            views_s, forward, loss, backward, update = (b - a for a, b in zip(marks, marks[1:], strict=False))
+            views_s, forward, loss, backward, update = (b - a for a, b in itertools.pairwise(marks))
             for name, part in zip(spent, (views_s, forward + backward, loss, update), strict=True):
                 spent[name] += part
     total = sum(spent.values())
@@ -257,7 +258,9 @@ def _table(z: Tensor, ids: Tensor) -> Tensor:
 
 def show(figures: list[Figure]) -> int:
     """Print the table; 1 if a limit was missed."""
-    table = Table("figure", "measured", "limit", "", title=f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    table = Table(
+        "figure", "measured", "limit", "", title=f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for figure in figures:
         sign = "<=" if figure.at_most else ">="
         measured = f"{figure.value:.3g} {figure.unit}".strip()

@@ -117,7 +117,7 @@ def aligned_moco(monkeypatch):
 def one_hot_batch(ids):
     from contrastneg.data.module import TwoViews
 
-    images = torch.eye(4)[ids][:, None, None]
+    images = torch.eye(4)[ids][:, None, None].expand(-1, 1, 4, -1)
     return TwoViews(images, images, ids)
 
 

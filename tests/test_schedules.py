@@ -1,13 +1,16 @@
 """Schedules at their corners, against their formulas."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
+from jsonargparse import ArgumentParser
+
+from contrastneg.config import plain
+from contrastneg.schedules import Cosine, Linear, Schedule, Step, value
 
 
 def test_cosine_is_the_key_momentum_of_moco_v3():
-    from contrastneg.schedules import Cosine
-
     momentum = Cosine(0.99, 1.0)
     assert momentum(0.0) == pytest.approx(0.99)
     assert momentum(0.5) == pytest.approx((1 + 0.99) / 2)
@@ -17,28 +20,61 @@ def test_cosine_is_the_key_momentum_of_moco_v3():
 
 
 def test_a_line_runs_between_begin_and_finish_and_is_flat_outside():
-    from contrastneg.schedules import Linear
-
     line = Linear(2.0, 4.0, begin=0.25, finish=0.75)
     assert [line(x) for x in (0.0, 0.25, 0.5, 0.75, 1.0)] == [2.0, 2.0, 3.0, 4.0, 4.0]
 
 
-def test_a_step_changes_at_its_place():
-    from contrastneg.schedules import Step
+def test_a_step_multiplies_at_each_of_its_places():
+    step = Step(2.0, 0.5, at=(0.25, 0.75))
+    assert [step(x) for x in (0.0, 0.24, 0.25, 0.74, 0.75, 1.0)] == [2.0, 2.0, 1.0, 1.0, 0.5, 0.5]
 
-    assert [Step(1.0, 5.0, at=0.5)(x) for x in (0.0, 0.49, 0.5, 1.0)] == [1.0, 1.0, 5.0, 5.0]
+
+@pytest.mark.parametrize("at", [(), (0.5, 0.5), (0.8, 0.6), (0.0,), (1.1,)])
+def test_places_that_do_not_rise_within_the_run_are_refused(at):
+    with pytest.raises(ValueError, match="Step.at is"):
+        Step(1.0, 0.1, at)
+
+
+@pytest.mark.parametrize("schedule", [Linear(0.3, 1.0), Cosine(0.3, 1.0), Linear(1.0, 0.1), Cosine(1.0, 0.1)])
+def test_both_ends_are_met_exactly(schedule):
+    assert schedule(0.0) == schedule.start
+    assert schedule(1.0) == schedule.end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run might be told."""
+
+    momentum: float | Schedule = 0.999
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (0.5, 0.5),
+        ({"class_path": "Cosine", "init_args": {"start": 0.99, "end": 1.0}}, Cosine(0.99, 1.0)),
+        ({"class_path": "Linear", "init_args": {"start": 1, "end": 2, "finish": 0.5}}, Linear(1.0, 2.0, finish=0.5)),
+        (
+            {"class_path": "Step", "init_args": {"start": 1, "factor": 0.1, "at": [0.6, 0.8]}},
+            Step(1.0, 0.1, (0.6, 0.8)),
+        ),
+    ],
+)
+def test_a_setting_takes_a_number_or_a_schedule_by_its_short_name_and_gives_it_back_plain(given, meant):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--settings", type=Settings)
+    settings = parser.instantiate(parser.parse_object({"settings": {"momentum": given}})).settings
+    assert settings == Settings(meant)
+    again = parser.parse_object({"settings": plain(settings)})
+    assert parser.instantiate(again).settings == settings
 
 
 def test_a_number_stands_for_itself_and_a_schedule_for_its_value():
-    from contrastneg.schedules import Linear, value
-
     assert value(3, 0.7) == 3
     assert value(Linear(0.0, 1.0), 0.7) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(("begin", "finish"), [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1)])
 def test_a_span_outside_the_run_is_refused(begin, finish):
-    from contrastneg.schedules import Cosine
-
     with pytest.raises(ValueError, match="Cosine goes from progress"):
         Cosine(0.0, 1.0, begin=begin, finish=finish)

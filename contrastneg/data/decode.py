@@ -107,7 +107,7 @@ def open_image(stream: io.BufferedIOBase, length: int) -> Image.Image:
     if length == 0:
         raise OSError("the file is empty")
     try:
-        return Image.open(stream)
+        return Image.open(stream)  # type: ignore[arg-type]
     except Image.UnidentifiedImageError:
         stream.seek(0)
         head = stream.read(16)

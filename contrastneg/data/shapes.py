@@ -166,7 +166,7 @@ def shapes(split: str, seed: int = 0) -> "ImageSet":
     from contrastneg.data.sources import in_memory_set  # here: sources.py opens this set by its name
 
     images, labels, columns = render_shapes(split, seed)
-    return in_memory_set(images, labels, class_names(), columns, name="shapes", split=split)
+    return in_memory_set(images, labels, class_names(), {**columns}, name="shapes", split=split)
 
 
 def render_shapes(

@@ -35,7 +35,7 @@ class OnlineKnn(Callback):
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Score, if it is time; all ranks get the same number."""
         if not self.every_n_epochs or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
@@ -124,17 +124,18 @@ class OnlineProbe(Callback):
     def _classifier(self, width: int, device: torch.device) -> tuple[nn.Linear, torch.optim.Optimizer]:
         """The classifier, made when the width of the features is known."""
         if self.layer is None or self.optimizer is None:
-            self.layer = nn.utils.skip_init(nn.Linear, width, self.num_classes)
+            layer: Any = nn.utils.skip_init(nn.Linear, width, self.num_classes)
             with torch.no_grad():
-                self.layer.weight.copy_(initial_weights(self.num_classes, width))
-                self.layer.bias.zero_()
+                layer.weight.copy_(initial_weights(self.num_classes, width))
+                layer.bias.zero_()
             if self._saved:
-                self.layer.load_state_dict(self._saved["layer"])
-            self.layer.to(device)
-            self.optimizer = torch.optim.Adam(self.layer.parameters(), lr=self.lr)
+                layer.load_state_dict(self._saved["layer"])
+            optimizer = torch.optim.Adam(layer.to(device).parameters(), lr=self.lr)
             if self._saved:
-                self.optimizer.load_state_dict(self._saved["optimizer"])
+                optimizer.load_state_dict(self._saved["optimizer"])
                 self.right, self.seen = self._saved["right"], self._saved["seen"]
+            self.layer, self.optimizer = layer, optimizer
+            return layer, optimizer
         return self.layer, self.optimizer
 
 
