@@ -88,7 +88,7 @@ class Pretrain:
 
     seed: int = 0
     """Seed of everything random."""
-    run: Path | None = None
+    run: Path | str | None = None
     """Run folder to create; by default runs/DATA-METHOD-NUMBER."""
     checkpoint_every: int | None = 500
     """Optimizer steps between checkpoints within an epoch; one is written after every epoch in any case."""
@@ -120,7 +120,7 @@ def plain(setting: Any) -> Any:
     if is_dataclass(setting) and not isinstance(setting, type):
         values = {field.name: plain(getattr(setting, field.name)) for field in fields(setting) if field.init}
         named = type(setting).__mro__[1] is not object
-        return {"class_path": type(setting).__name__, "init_args": values} if named else values
+        return {"class_path": class_path(type(setting)), "init_args": values} if named else values
     if isinstance(setting, pl.LightningModule):
         arguments = {key: v for key, v in setting.hparams.items() if key not in HIDDEN_SETTINGS}
         return {"class_path": type(setting).__name__, "init_args": arguments}
@@ -135,6 +135,12 @@ def plain(setting: Any) -> Any:
     if setting is None or isinstance(setting, (bool, int, float, str)):
         return setting if type(setting) in (bool, int, float, str, type(None)) else type(setting).__mro__[1](setting)
     return getattr(setting, "item")()  # noqa: B009 - a numpy or torch scalar
+
+
+def class_path(kind: type) -> str:
+    """How a settings file names a class: by its own name, or by its import path if it is not one of ours."""
+    own = kind.__module__.startswith("contrastneg.")
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def build_method(method: type[pl.LightningModule], settings: dict[str, Any]) -> pl.LightningModule:

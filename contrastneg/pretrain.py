@@ -72,7 +72,9 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
     if RUN_VARIABLE in os.environ:
         folder = Path(os.environ[RUN_VARIABLE])
     else:
-        folder = resume or new_run_folder(config.run, opened.train.name, type(config.method).__name__)
+        folder = resume or new_run_folder(
+            Path(config.run) if config.run else None, opened.train.name, type(config.method).__name__
+        )
     os.environ[RUN_VARIABLE] = str(folder)
     try:
         return _run(config, opened, device, folder, checkpoint)

@@ -141,6 +141,18 @@ def test_settings_of_the_trainer_work_together(tmp_path, folder, options):
     assert run(folder, *MOCO, *SMALL, *options, "--epochs", 2, "--knn_k", 3, "--run", tmp_path / "run") == 0
 
 
+def test_two_deterministic_runs_with_all_scores_are_equal_and_nothing_aborts(tmp_path, folder):
+    try:
+        for name in ("a", "b"):
+            arguments = ["--deterministic", "--epochs", 2, "--knn_k", 3, "--run", tmp_path / name]
+            assert run(folder, *MOCO, *SMALL, *arguments) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    one, other = (json.loads((tmp_path / name / "summary.json").read_text())["table"] for name in ("a", "b"))
+    assert one == other
+
+
 def test_an_unsupported_precision_falls_back_and_says_which_is_used():
     from contrastneg.pretrain import resolve_precision
 
@@ -251,11 +263,13 @@ def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
 def test_two_cpu_processes_train_one_model_and_leave_one_run(tmp_path):
     out = tmp_path / "run"
     arguments = ["shapes", *MOCO, *SMALL, "--devices", 2, "--limit-images", 100, "--epochs", 2, "--knn_every", 1]
+    arguments += ["--method.batch_norm", "sync"]
     process = start(*arguments, "--run", out, stdout=subprocess.PIPE)
     printed, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert printed.count("epoch   1/2") == 1
     assert "2 x cpu" in printed
+    assert "batch_norm sync needs several GPUs" in " ".join(printed.replace("│", " ").split())
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 12
     assert (state["state_dict"]["queue.image_id"] >= 0).all()

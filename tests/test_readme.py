@@ -1,0 +1,65 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_stage_of_the_readme_removes_the_hardest():
+    from contrastneg import Clock, Negatives
+
+    space = {}
+    exec(next(block for block in blocks("python") if "class DropHardest" in block), space)
+    x = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    table = Negatives.of(x[:3], x[:3], x[3:], query_id=torch.arange(3), key_id=torch.arange(100, 109))
+    thinned = space["DropHardest"](2)(table, Clock(0, 1, 0.0, 0))
+    assert thinned.kept.sum(1).tolist() == [7] * 3
+    assert (table.similarity.masked_fill(thinned.kept, -2).amin(1) <= table.similarity.amax(1)).all()
+    for row in range(3):
+        assert table.similarity[row][thinned.kept[row]].max() < table.similarity[row][~thinned.kept[row]].min()
+
+
+def test_a_stage_of_ones_own_is_named_by_its_import_path_and_survives_the_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(next(block for block in blocks("python") if "class DropHardest" in block))
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "c.yaml"
+    file.write_text(next(block for block in blocks("yaml") if "DropHardest" in block))
+    from contrastneg.commandline import parse_pretrain
+
+    method = parse_pretrain(["shapes", "--config", str(file)])[0].method
+    assert [type(stage).__name__ for stage in method.stages] == ["DropHardest", "MoCHi"]
+    assert method.stages[0].count == 10
+    from contrastneg.config import build_method
+
+    assert build_method(type(method), dict(method.hparams)).stages == method.stages
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(next(block for block in blocks("python") if "cn.Pretrain" in block), space)
+    assert len(space["summary"]["table"]) == 3
+    assert space["encoder"](torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+def test_every_verb_and_config_that_the_readme_names_is_there():
+    from contrastneg.__main__ import VERBS
+
+    root = Path(__file__).resolve().parents[1]
+    verbs = set(re.findall(r"^contrastneg ([a-z]+)", README, re.MULTILINE)) | set(
+        re.findall(r"^\| `([a-z]+) ", README, re.MULTILINE)
+    )
+    assert verbs
+    assert verbs <= set(VERBS)
+    configs = set(re.findall(r"configs/[\w/]+\.yaml", README))
+    assert configs
+    assert all((root / config).exists() for config in configs)
