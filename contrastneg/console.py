@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.panel import Panel
@@ -16,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.evaluate.online import OnlineKnn
 
 
 class PatientConsole(Console):
@@ -95,7 +95,6 @@ class RunProgress(Callback):
     Args:
         output: Where to print.
         bar: Whether to draw a progress bar (on a terminal only).
-        knn: Callback whose ``history`` holds the newest kNN score, if any.
     """
 
     def __init__(self, output: Output, bar: bool = True) -> None:
@@ -104,7 +103,6 @@ class RunProgress(Callback):
         self.seconds = 0.0
         self.images = 0
         self.meter = EpochMeter()
-        self.history: list[dict[str, float]] = []
         self._resumed_from = (0.0, 0)
         self._started: float | None = None
         self._pending: list[tuple[list[Tensor], int]] = []
@@ -223,19 +221,22 @@ class RunProgress(Callback):
 class EpochLine(Callback):
     """One line per epoch, after the scores of that epoch are known."""
 
-    def __init__(self, output: Output, progress: RunProgress) -> None:
+    def __init__(self, output: Output, progress: RunProgress, knn: OnlineKnn | None = None) -> None:
         self.output = output
         self.progress = progress
+        self.knn = knn
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
         if trainer.is_global_zero:
-            self.output.print(epoch_line(trainer, self.progress))
+            self.output.print(epoch_line(trainer, self.progress, self.knn))
 
 
-def epoch_line(trainer: pl.Trainer, progress: RunProgress) -> str:
+def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None) -> str:
     """Epoch, training time, loss, proxy accuracy, kNN, queue fill and candidate shares, as far as they are known."""
     logged = {name: float(v) for name, v in trainer.callback_metrics.items() if isinstance(v, Tensor) and v.ndim == 0}
+    if knn is None or not knn.history or knn.history[-1][0] != trainer.current_epoch:
+        logged.pop("knn/top1", None)  # Lightning still holds the score of an earlier epoch
     parts = [
         f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
         f"{progress.seconds / 60:5.1f} min",
@@ -262,8 +263,3 @@ def human(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return f"{count:g}"
-
-
-def torch_threads() -> str:
-    """How the CPU is used."""
-    return f"{torch.get_num_threads()} threads"

@@ -4,12 +4,12 @@
 the report. A run that cannot work stops before anything is written.
 """
 
+import importlib.util
 import inspect
 import json
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,21 @@ from torch.nn.parallel import DistributedDataParallel
 from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.candidates import CandidateShares
+from contrastneg.card import StartCard
 from contrastneg.config import Pretrain, plain
-from contrastneg.console import EpochLine, Output, RunProgress, human, score_table, start_card
+from contrastneg.console import EpochLine, Output, RunProgress, score_table
 from contrastneg.data.module import PretrainData, check_steps
 from contrastneg.data.opening import OpenedData, open_data
-from contrastneg.data.views import describe
+from contrastneg.device import (
+    LIGHTNING_PRECISION,
+    Device,
+    batch_norm_notes,
+    encoder_dtype,
+    resolve_device,
+    synchronised,
+)
 from contrastneg.evaluate.final import final_scores
 from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
-from contrastneg.methods import effective_rate
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
 from contrastneg.runfolder import (
@@ -66,6 +73,8 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
         Interrupted: If a signal asked the run to stop; its state is saved.
     """
     device = resolve_device(config)
+    if config.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise ValueError("wandb names a project but the package is not installed: pip install 'contrastneg[wandb]'")
     opened = open_data(config)
     check_steps(len(opened.train), config.batch_size, device.world_size, config.drop_last)
     checkpoint = newest_checkpoint(resume) if resume else None
@@ -82,9 +91,7 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
         del os.environ[RUN_VARIABLE]
 
 
-def _run(
-    config: Pretrain, opened: OpenedData, device: "Device", folder: Path, checkpoint: Path | None
-) -> dict[str, Any]:
+def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     output = Output(enabled=int(os.environ.get("LOCAL_RANK", "0")) == 0)
     notes = [*device.notes, *opened.notes, *batch_norm_notes(config.method, device)]
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():
@@ -119,76 +126,13 @@ def _run(
     return finish(config, trainer, method, data, progress, output, folder, notes)
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where and in what arithmetic a run computes."""
-
-    accelerator: str
-    devices: int
-    nodes: int
-    precision: str
-    notes: list[str]
-
-    @property
-    def world_size(self) -> int:
-        """Training processes in all."""
-        return self.devices * self.nodes
-
-
-def resolve_device(config: Pretrain) -> Device:
-    """Settings of "auto" made definite for this machine.
-
-    Raises:
-        ValueError: If a device is asked for that is not there.
-    """
-    there = {"gpu": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    accelerator = config.accelerator
-    if accelerator == "auto":
-        accelerator = next((name for name, count in there.items() if count), "cpu")
-    if accelerator != "cpu" and not there[accelerator]:
-        raise ValueError(f"accelerator is {accelerator} but this machine has none: give --accelerator cpu or auto")
-    devices = config.devices
-    if devices == "auto":
-        launched = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-        devices = int(launched) if launched else max(1, there.get(accelerator, 1))
-    if devices < 1 or devices > there.get(accelerator, devices):
-        raise ValueError(f"devices is {devices} but this machine has {there.get(accelerator)} ({accelerator})")
-    precision, notes = resolve_precision(config.precision, accelerator)
-    return Device(accelerator, devices, config.nodes, precision, notes)
-
-
-def resolve_precision(asked: str, accelerator: str) -> tuple[str, list[str]]:
-    """The arithmetic that will really be used, and a note where it is not the one asked for."""
-    fast_bf16 = {
-        "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
-        "gpu": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
-        "mps": False,
-    }[accelerator]
-    if asked == "auto":
-        return ("bfloat16" if fast_bf16 else "float32"), []
-    unsupported = {"cpu": {"float16"}, "mps": {"bfloat16", "float16", "float64"}, "gpu": set()}[accelerator]
-    if asked in unsupported:
-        return "float32", [f"{asked} is not supported on {accelerator}: float32 is used"]
-    if asked == "bfloat16" and not fast_bf16:
-        return asked, ["bfloat16 is emulated on this hardware and slower than float32"]
-    return asked, []
-
-
-LIGHTNING_PRECISION = {
-    "float32": "32-true",
-    "bfloat16": "bf16-mixed",
-    "float16": "16-mixed",
-    "float64": "64-true",
-}
-
-
 def build_trainer(
     config: Pretrain,
     device: Device,
     folder: Path,
     data: PretrainData,
     progress: RunProgress,
-    knn: Callback | None,
+    knn: OnlineKnn | None,
     card: Callback,
     checkpoint: Path | None,
 ) -> pl.Trainer:
@@ -199,7 +143,10 @@ def build_trainer(
         callbacks.append(OnlineProbe(int(label_table.max()) + 1, label_table))
     if knn is not None:
         callbacks.append(knn)
-    callbacks += [EpochLine(progress.output, progress), Checkpoints(folder / "checkpoints", config.checkpoint_every)]
+    callbacks += [
+        EpochLine(progress.output, progress, knn),
+        Checkpoints(folder / "checkpoints", config.checkpoint_every),
+    ]
     strategy: Any = "auto"
     if device.world_size > 1:
         # Buffers are equal on all ranks by construction (queue) or local by intent (batch norm): none is sent each step.
@@ -212,7 +159,7 @@ def build_trainer(
         devices=device.devices,
         num_nodes=device.nodes,
         strategy=strategy,
-        precision=LIGHTNING_PRECISION[device.precision],  # type: ignore[arg-type]
+        precision=LIGHTNING_PRECISION[device.precision],
         max_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         accumulate_grad_batches=config.accumulate,
@@ -229,20 +176,6 @@ def build_trainer(
         deterministic=config.deterministic,
         default_root_dir=folder,
     )
-
-
-def synchronised(method: Any, device: Device) -> bool:
-    """Whether batch norm statistics are taken over all devices; torch does so on GPUs only."""
-    return method.batch_norm == "sync" and device.accelerator == "gpu" and device.world_size > 1
-
-
-def batch_norm_notes(method: Any, device: Device) -> list[str]:
-    """What a batch norm setting cannot do here."""
-    if method.batch_norm == "sync" and not synchronised(method, device):
-        return [f"batch_norm sync needs several GPUs: on {device.accelerator} each process keeps its own statistics"]
-    if method.batch_norm == "shuffle" and device.world_size == 1:
-        return ["batch_norm shuffle protects nothing on one device: use split, which normalises groups of the batch"]
-    return []
 
 
 def build_loggers(config: Pretrain, folder: Path, progress: RunProgress, checkpoint: Path | None) -> list[Logger]:
@@ -268,71 +201,6 @@ class StepSeed(Callback):
     ) -> None:
         """Seed this step on this rank."""
         torch.manual_seed(derive_seed(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank))
-
-
-class StartCard(Callback):
-    """Says what will run, once everything derived (steps, learning rate) is known."""
-
-    def __init__(
-        self, output: Output, config: Pretrain, opened: OpenedData, device: Device, notes: list[str], folder: Path
-    ) -> None:
-        self.output, self.config, self.opened = output, config, opened
-        self.device, self.notes, self.folder = device, notes, folder
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print the card."""
-        if not trainer.is_global_zero:
-            return
-        config, device = self.config, self.device
-        trained = sum(p.numel() for p in pl_module.backbone.parameters())
-        global_batch = config.batch_size * device.world_size
-        rows = [
-            ("images", "\n".join(self.opened.lines)),
-            ("views", "\n".join(describe(config.views))),
-            ("method", method_line(pl_module, global_batch)),
-            ("encoder", f"{backbone_name(pl_module)}, {human(trained)} parameters"),
-            ("schedule", schedule_line(trainer, global_batch, config.accumulate)),
-            ("learning rate", effective_rate(pl_module).text),
-            ("device", device_line(device)),
-            ("run folder", str(self.folder)),
-        ]
-        if trainer.global_step:
-            rows.append(("resumed", f"at step {trainer.global_step}, epoch {trainer.current_epoch + 1}"))
-        self.output.print(start_card("contrastneg pretrain", rows, self.notes))
-
-
-def method_line(method: Any, global_batch: int) -> str:
-    """Method, temperature and negatives per query in words."""
-    queue = getattr(method, "queue", None)
-    if queue is not None:
-        candidates = f"up to {len(queue.keys):,} queued keys per query"
-    else:
-        views = 2 * global_batch - 2 if type(method).__name__ == "SimCLR" else global_batch - 1
-        candidates = f"{views:,} batch negatives per query"
-    stages = f"; stages: {', '.join(type(stage).__name__ for stage in method.stages)}" if method.stages else ""
-    return f"{type(method).__name__}, temperature {method.temperature:g}, {candidates}{stages}"
-
-
-def backbone_name(method: pl.LightningModule) -> str:
-    """Name of the encoder as the settings give it."""
-    settings = dict(method.hparams)["backbone"]
-    return f"{settings['name']} ({settings['stem']} stem)"
-
-
-def schedule_line(trainer: pl.Trainer, global_batch: int, accumulate: int) -> str:
-    """Length of the run in words."""
-    steps = int(trainer.estimated_stepping_batches)
-    per_step = (
-        f"{global_batch} images per step" if accumulate == 1 else f"{accumulate} x {global_batch} images per step"
-    )
-    return f"{trainer.max_epochs} epochs, {steps:,} optimizer steps of {per_step}"
-
-
-def device_line(device: Device) -> str:
-    """Devices and arithmetic in words."""
-    count = f"{device.nodes} x {device.devices}" if device.nodes > 1 else str(device.devices)
-    threads = f", {torch.get_num_threads()} threads" if device.accelerator == "cpu" else ""
-    return f"{count} x {device.accelerator}, {device.precision}{threads}"
 
 
 def write_run_folder(folder: Path, config: Pretrain) -> None:
@@ -381,16 +249,6 @@ def finish(
             output.print(score_table(table, config.knn_k, len(data.labels("test"))))
         output.print(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}")
     return summary
-
-
-def encoder_dtype(trainer: pl.Trainer) -> torch.dtype:
-    """Arithmetic of the encoder, for evaluation."""
-    return {
-        "32-true": torch.float32,
-        "bf16-mixed": torch.bfloat16,
-        "16-mixed": torch.float16,
-        "64-true": torch.float64,
-    }[str(trainer.precision)]
 
 
 def save_encoder(path: Path, config: Pretrain, method: Any) -> None:

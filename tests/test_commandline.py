@@ -131,6 +131,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--batch_size", "100000"], "10000 images are fewer than one step needs"),
         (["shapes", "--accelerator", "gpu"], "this machine has none"),
         (["shapes", "--devices", "0", "--accelerator", "cpu"], "devices is 0"),
+        (["shapes", "--wandb", "project"], "pip install 'contrastneg[wandb]'"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
         (["shapes", "--method.stages+=MoCHy", "--method", "MoCo"], "MoCHi"),

@@ -154,7 +154,7 @@ def test_two_deterministic_runs_with_all_scores_are_equal_and_nothing_aborts(tmp
 
 
 def test_an_unsupported_precision_falls_back_and_says_which_is_used():
-    from contrastneg.pretrain import resolve_precision
+    from contrastneg.device import resolve_precision
 
     assert resolve_precision("float16", "cpu") == ("float32", ["float16 is not supported on cpu: float32 is used"])
     assert resolve_precision("float64", "mps")[0] == "float32"
