@@ -101,7 +101,9 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     if config.compile:
-        method.backbone.compile()
+        for encoder in (method.encoder, getattr(method, "key_encoder", None)):
+            if encoder is not None:
+                encoder.backbone.compile()
     data = PretrainData(
         opened.train,
         config.views,
@@ -113,6 +115,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         seed=config.seed,
         drop_last=config.drop_last,
         channels_last=config.channels_last,
+        skip_bad_images=config.on_bad_image == "skip",
     )
     if checkpoint is None and distributed.is_first_process():
         write_run_folder(folder, config)

@@ -6,6 +6,7 @@ augmentation runs batched on the device. Either way the order of images is a fun
 parameter a function of (seed, epoch, batch, rank) or (seed, epoch, image), so the loader's whole state is its position.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastneg import distributed
-from contrastneg.data.sources import ImageSet
+from contrastneg.data.sources import ImageSet, UnreadableImage
 from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
 from contrastneg.randomness import derive_seed, generator
 
 EVAL_BATCH = 512
+log = logging.getLogger("contrastneg")
 
 
 class TwoViews(NamedTuple):
@@ -74,20 +76,36 @@ class EpochOrder:
 
 
 class StreamedCrops(Dataset):
-    """(epoch, position) -> two uint8 crops of that image; runs in loader workers."""
+    """(epoch, position) -> two uint8 crops of that image; runs in loader workers.
 
-    def __init__(self, source: ImageSet, views: Views, seed: int) -> None:
+    With ``skip_bad`` an image whose damage no scan had seen is replaced by the next one of the set that can be read, so
+    that batches keep their size on every rank; the position that is returned is that of the image really taken.
+    """
+
+    def __init__(self, source: ImageSet, views: Views, seed: int, skip_bad: bool = False) -> None:
         self.source = source
         self.views = views
         self.seed = seed
+        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[int, Tensor]:
-        epoch, position = item
-        image = self.source.read(position)
-        return position, crop_pair(image, self.views, generator(self.seed, "crop", epoch, position))
+        epoch, asked = item
+        position, image = self._readable(asked)
+        return position, crop_pair(image, self.views, generator(self.seed, "crop", epoch, asked))
+
+    def _readable(self, position: int) -> tuple[int, UInt8[Tensor, "C H W"]]:
+        for _ in range(len(self.source)):
+            try:
+                return position, self.source.read(position)
+            except UnreadableImage as error:
+                if not self.skip_bad:
+                    raise
+                log.warning("%s; the next image takes its place", error)
+                position = (position + 1) % len(self.source)
+        raise ValueError(f"no image of {self.source.address} can be read")
 
 
 class StreamedEvaluation(Dataset):
@@ -163,6 +181,7 @@ class PretrainData(pl.LightningDataModule):
         workers: Loader processes in streaming mode; 0 decodes in the training process.
         seed: Seed of order, crops and colours.
         drop_last: Leave out the last, smaller batch of each epoch.
+        skip_bad_images: Replace images that turn out to be unreadable while streaming; else they end the run by name.
         channels_last: Memory format of the views that the encoder receives.
 
     Raises:
@@ -182,6 +201,7 @@ class PretrainData(pl.LightningDataModule):
         seed: int = 0,
         drop_last: bool = True,
         channels_last: bool = False,
+        skip_bad_images: bool = False,
     ) -> None:
         super().__init__()
         self.sets = {"pretrain": train, "train": bank, "test": queries}
@@ -191,6 +211,7 @@ class PretrainData(pl.LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.drop_last = drop_last
+        self.skip_bad_images = skip_bad_images
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels: dict[int, UInt8[Tensor, "N C H W"]] = {}
         self._loader: TrainLoader | None = None
@@ -250,7 +271,7 @@ class PretrainData(pl.LightningDataModule):
 
     def _worker_loader(self, source: ImageSet, order: EpochOrder) -> DataLoader:
         return DataLoader(
-            StreamedCrops(source, self.views, self.seed),
+            StreamedCrops(source, self.views, self.seed, self.skip_bad_images),
             batch_sampler=order,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,

@@ -139,5 +139,6 @@ def pair_products(
             x, y = keys[first[part]], keys[second[part]]
         else:
             x, y = (keys[part].gather(1, at[part, :, None].expand(-1, -1, keys.shape[-1])) for at in (first, second))
-        products.append((x * y).sum(dim=-1))
+        wide = torch.promote_types(keys.dtype, torch.float32)  # keys may be kept in bfloat16
+        products.append((x.to(wide) * y.to(wide)).sum(dim=-1))
     return torch.cat(products)

@@ -108,6 +108,23 @@ def test_evaluation_gives_every_image_once_unaugmented_and_alike_from_memory_and
         assert_close(torch.cat([images for images, _ in parts]), eval_view(pictures.pixels, Views(size=16)))
 
 
+def test_an_image_that_breaks_while_streaming_ends_the_run_by_name_or_is_replaced(tmp_path, caplog):
+    from PIL import Image
+
+    from contrastneg.data.sources import UnreadableImage, open_source
+
+    for i in range(16):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i:02}.png")
+    source = open_source(str(tmp_path))
+    (tmp_path / "05.png").write_bytes(b"broken after the scan")
+    with pytest.raises(UnreadableImage, match=r"05\.png"):
+        views_of(data_of(source, loading="stream"))
+    batches = views_of(data_of(source, loading="stream", skip_bad_images=True))
+    ids = torch.cat([batch.image_id for batch in batches]).tolist()
+    assert sorted(ids) == sorted([6 if i == 5 else i for i in range(16)])
+    assert "05.png" in caplog.text
+
+
 def test_example_views_are_pictures_of_the_views(pictures):
     view1, view2 = data_of(pictures).example_views(5)
     assert view1.shape == view2.shape == (5, 3, 16, 16)
