@@ -10,12 +10,13 @@ class, and what is known about every picture makes hardness and false negatives 
 - `sequence`: four frames of one object on one ground, its place, size and tilt drifting slowly;
 - `duplicate_of`: image id of the picture that this one nearly repeats (a slight change of exposure and new noise), or -1.
 
+Sequences and image ids are counted in each split by itself; no object, ground or noise is shared between splits.
+
 Every number is a function of (seed, split); parameters are drawn in float64 and pixels rounded to 8 bits at the end, so
 machines agree up to rare rounding ties.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from contrastneg.data.outlines import OUTLINES
 from contrastneg.randomness import generator
 
 if TYPE_CHECKING:
@@ -32,81 +34,6 @@ SIZE = 32  # pixels a side
 FRAMES = 4  # pictures in a sequence
 SEQUENCES_PER_CLASS = {"train": 150, "test": 30}
 DUPLICATES_PER_CLASS = {"train": 25, "test": 5}
-
-
-# -- outlines: distance to the edge in units of the object's radius, negative inside; y points up -------------------
-
-
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x, y) - 0.9
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (torch.hypot(x, y) - 0.76).abs() - 0.22
-
-
-def _dome(x: Tensor, y: Tensor) -> Tensor:
-    """The upper half of a disc."""
-    return torch.maximum(torch.hypot(x, y + 0.45) - 1.05, -0.45 - y)
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    """A bowl: a disc without a second disc above it."""
-    return torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x, y - 0.55))
-
-
-def _star(points: int, inner: float, *, outer: float = 1.1, flat: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-    """A star with a tip (or, if flat, an edge) on top; inner = cos(pi / points) makes it a regular polygon."""
-    half = math.pi / points
-    tip = (0.0, outer)
-    notch = (outer * inner * math.sin(half), outer * inner * math.cos(half))
-    along_x, along_y = notch[0] - tip[0], notch[1] - tip[1]
-    length = math.hypot(along_x, along_y)
-
-    def distance(x: Tensor, y: Tensor) -> Tensor:
-        angle = torch.atan2(x, y) + (half if flat else 0.0)
-        fold = (torch.remainder(angle + half, 2 * half) - half).abs()  # all sectors onto one half sector
-        radius = torch.hypot(x, y)
-        side, up = radius * fold.sin(), radius * fold.cos()
-        return ((side - tip[0]) * -along_y + (up - tip[1]) * along_x) / length
-
-    return distance
-
-
-def _box(x: Tensor, y: Tensor, centre_y: float, half_width: float, half_height: float) -> Tensor:
-    return torch.maximum(x.abs() - half_width, (y - centre_y).abs() - half_height)
-
-
-def _plus(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 0, 1, 0.3), _box(x, y, 0, 0.3, 1))
-
-
-def _tee(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 0.68, 0.95, 0.3), _box(x, y, 0, 0.3, 0.98))
-
-
-def _arch(x: Tensor, y: Tensor) -> Tensor:
-    """Two legs and a lintel."""
-    return torch.maximum(_box(x, y, 0, 0.9, 0.9), -_box(x, y, -0.6, 0.36, 0.9))
-
-
-def _bars(x: Tensor, y: Tensor) -> Tensor:
-    """Two level bars, an equals sign."""
-    return torch.minimum(_box(x, y, 0.55, 1, 0.3), _box(x, y, -0.55, 1, 0.3))
-
-
-OUTLINES: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "round": {"disc": _disc, "ring": _ring, "dome": _dome, "crescent": _crescent},
-    "polygon": {
-        "triangle": _star(3, math.cos(math.pi / 3), outer=1.25),
-        "square": _star(4, math.cos(math.pi / 4), outer=1.2, flat=True),
-        "diamond": _star(4, math.cos(math.pi / 4), outer=1.2),
-        "hexagon": _star(6, math.cos(math.pi / 6), outer=1.05, flat=True),
-    },
-    "star": {"star4": _star(4, 0.36), "star5": _star(5, 0.42), "star6": _star(6, 0.52), "star8": _star(8, 0.6)},
-    "bar": {"plus": _plus, "tee": _tee, "arch": _arch, "bars": _bars},
-}
-"""Family -> class -> distance function; labels count through it in this order."""
 
 
 @dataclass(frozen=True)
@@ -231,55 +158,69 @@ class Scenes:
 def draw_scenes(split: str, seed: int) -> Scenes:
     """Draw what is in each picture: sequences of four frames, then the near-duplicates of some frames."""
     draw = generator(seed, "shapes", split, "scenes")
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=draw, dtype=torch.float64)
-
-    classes = len(class_names())
-    count = classes * SEQUENCES_PER_CLASS[split]
-    label = torch.arange(classes).repeat_interleave(SEQUENCES_PER_CLASS[split])
+    classes, each = len(class_names()), SEQUENCES_PER_CLASS[split]
+    count = classes * each
+    label = torch.arange(classes).repeat_interleave(each)
     location = torch.randint(len(GROUNDS), (count,), generator=draw)
+    place, radius, tilt = draw_motion(count, draw)
+    front, back = draw_colours(location, draw)
 
-    time = torch.arange(FRAMES, dtype=torch.float64) - (FRAMES - 1) / 2
-    heading = uniform(0, 2 * math.pi, count)
-    speed = uniform(0.5, 1.5, count)[:, None, None] * torch.stack([heading.cos(), heading.sin()], 1)[:, None]
-    radius = uniform(6.5, 11.0, count)[:, None] * (1 + uniform(-0.06, 0.06, count)[:, None] * time)
-    reach = uniform(-1, 1, count, 1, 2) * (15.0 - 0.9 * radius.amax(1))[:, None, None]  # most of it stays in sight
-    place = reach + speed * time[:, None]
-    tilt = uniform(-0.2, 0.2, count)[:, None] + uniform(-0.04, 0.04, count)[:, None] * time
-
-    hue, chroma = (torch.tensor([getattr(g, name) for g in GROUNDS])[location] for name in ("hue", "chroma"))
-    light = uniform(0.25, 0.75, count)
-    contrast = uniform(0.22, 0.45, count)
-    darker = torch.where(light > 0.55, True, torch.where(light < 0.45, False, uniform(0, 1, count) < 0.5))
-    back = colour(light, hue + uniform(-0.08, 0.08, count), chroma)
-    front = colour(light + torch.where(darker, -contrast, contrast), uniform(0, 1, count), uniform(0.02, 0.16, count))
-
-    def frames(value: Tensor) -> Tensor:
-        return value.repeat_interleave(FRAMES, 0)
-
-    sequence = frames(torch.arange(count))
     rows = torch.arange(count * FRAMES).view(classes, -1)
     picked = torch.stack([row[torch.randperm(len(row), generator=draw)] for row in rows])
     source = picked[:, : DUPLICATES_PER_CLASS[split]].reshape(-1)
     repeat = torch.cat([torch.arange(count * FRAMES), source])  # the duplicates come after all originals
-    duplicate_of = torch.full((len(repeat),), -1)
-    duplicate_of[count * FRAMES :] = source
-    exposure = torch.where(duplicate_of < 0, 1.0, uniform(0.94, 1.06, len(repeat)))
+    duplicate_of = torch.cat([torch.full((count * FRAMES,), -1), source])
+    exposure = torch.where(duplicate_of < 0, 1.0, uniform(draw, 0.94, 1.06, len(repeat)))
+    sequence = repeat // FRAMES
     return Scenes(
-        label=frames(label)[repeat],
-        location=frames(location)[repeat],
-        sequence=sequence[repeat],
+        label=label[sequence],
+        location=location[sequence],
+        sequence=sequence,
         duplicate_of=duplicate_of,
         place=place.view(-1, 2)[repeat],
         radius=radius.view(-1)[repeat],
         tilt=tilt.view(-1)[repeat],
-        front=frames(front)[repeat],
-        back=frames(back)[repeat],
-        slope=frames(uniform(-0.12, 0.12, count, 2))[repeat],
-        phase=frames(uniform(0, 2 * math.pi, count, 3))[repeat],
+        front=front[sequence],
+        back=back[sequence],
+        slope=uniform(draw, -0.12, 0.12, count, 2)[sequence],
+        phase=uniform(draw, 0, 2 * math.pi, count, 3)[sequence],
         exposure=exposure,
     )
+
+
+def draw_motion(
+    count: int, draw: torch.Generator
+) -> tuple[Float[Tensor, "count 4 2"], Float[Tensor, "count 4"], Float[Tensor, "count 4"]]:
+    """Place, radius and tilt in each frame of some sequences: a start drawn afresh, then a slow steady drift."""
+    time = torch.arange(FRAMES, dtype=torch.float64) - (FRAMES - 1) / 2
+    heading = uniform(draw, 0, 2 * math.pi, count)
+    direction = torch.stack([heading.cos(), heading.sin()], 1)[:, None]
+    speed = uniform(draw, 0.5, 1.5, count)[:, None, None] * direction
+    radius = uniform(draw, 6.5, 11.0, count)[:, None] * (1 + uniform(draw, -0.06, 0.06, count)[:, None] * time)
+    room = 15.0 - 0.9 * radius.amax(1)  # most of the object stays in sight
+    place = uniform(draw, -1, 1, count, 1, 2) * room[:, None, None] + speed * time[:, None]
+    tilt = uniform(draw, -0.2, 0.2, count)[:, None] + uniform(draw, -0.04, 0.04, count)[:, None] * time
+    return place, radius, tilt
+
+
+def draw_colours(
+    location: Int64[Tensor, " count"], draw: torch.Generator
+) -> tuple[Float[Tensor, "count 3"], Float[Tensor, "count 3"]]:
+    """Colours of object and ground: any brightness and hue, but apart enough in brightness to be seen in gray."""
+    count = len(location)
+    hue, chroma = (torch.tensor([getattr(g, name) for g in GROUNDS])[location] for name in ("hue", "chroma"))
+    light = uniform(draw, 0.25, 0.75, count)
+    contrast = uniform(draw, 0.22, 0.45, count)
+    darker = torch.where(light > 0.55, True, torch.where(light < 0.45, False, uniform(draw, 0, 1, count) < 0.5))
+    back = colour(light, hue + uniform(draw, -0.08, 0.08, count), chroma)
+    step = torch.where(darker, -contrast, contrast)
+    front = colour(light + step, uniform(draw, 0, 1, count), uniform(draw, 0.02, 0.16, count))
+    return front, back
+
+
+def uniform(draw: torch.Generator, low: float, high: float, *shape: int) -> Float[Tensor, "..."]:
+    """Even numbers in [low, high), in float64."""
+    return low + (high - low) * torch.rand(*shape, generator=draw, dtype=torch.float64)
 
 
 def colour(light: Float[Tensor, " N"], hue: Float[Tensor, " N"], chroma: Float[Tensor, " N"]) -> Float[Tensor, "N 3"]:

@@ -67,3 +67,35 @@ def test_raw_pixels_do_poorly(train, test):
     bank, queries = (Features((part.pixels.float() - mean).flatten(1), part.labels) for part in (train, test))
     score = knn_score(bank, Features(queries.x[:500], queries.labels[:500]), k=20, temperature=0.07, num_classes=16)
     assert 1 / 16 < score.top1 < 0.4
+
+
+def test_every_class_is_its_own_mirror_image():
+    from contrastneg.data.outlines import OUTLINES
+
+    x, y = torch.rand(2, 5000, generator=torch.Generator().manual_seed(0)).mul(3).sub(1.5).unbind(0)
+    for members in OUTLINES.values():
+        for name, outline in members.items():
+            torch.testing.assert_close(outline(x, y), outline(-x, y), rtol=0, atol=1e-5, msg=name)
+
+
+def test_no_two_classes_share_an_outline_and_edges_are_one_pixel_wide():
+    from contrastneg.data.outlines import OUTLINES
+
+    axis = torch.linspace(-1.3, 1.3, 201)
+    x, y = torch.meshgrid(axis, axis, indexing="xy")
+    distance = torch.stack([outline(x, y) for members in OUTLINES.values() for outline in members.values()])
+    inside = (distance < 0).flatten(1).float()
+    overlap = inside @ inside.T / (inside.sum(1)[:, None] + inside.sum(1) - inside @ inside.T)
+    assert overlap.fill_diagonal_(0).max() < 0.9
+    slope = torch.stack(torch.gradient(distance, spacing=(axis, axis), dim=(1, 2))).norm(dim=0)
+    assert slope[distance.abs() < 0.02].median().sub(1).abs() < 0.05  # a distance grows by one per unit
+
+
+def test_the_object_drifts_slowly_within_a_sequence_and_lies_anywhere_between_them():
+    from contrastneg.data.shapes import draw_scenes
+
+    scenes = draw_scenes("train", 0)
+    originals = scenes.duplicate_of < 0
+    place = scenes.place[originals].view(-1, 4, 2)
+    assert place.diff(dim=1).norm(dim=2).max() <= 1.5
+    assert place.mean(1).std(0).min() > 3  # pixels
