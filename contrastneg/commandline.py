@@ -13,9 +13,13 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from contrastneg import negatives, schedules
 from contrastneg.config import Pretrain
+from contrastneg.data.sources import open_source
 from contrastneg.methods import MoCo, SimCLR
 from contrastneg.randomness import derive_seed
 
+SIZE_SAMPLE = 64  # images whose size is looked at
+SMALL_IMAGE = 96  # up to this side images are taken as they are
+PHOTOGRAPH = 224
 METHODS: dict[str, type] = {"MoCo": MoCo, "SimCLR": SimCLR}
 
 
@@ -62,6 +66,7 @@ def pretrain_parser() -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; what stands later wins.")
     parser.add_class_arguments(Pretrain, as_group=False)
     parser.set_defaults({"method": {"class_path": "contrastneg.methods.SimCLR"}})
+    parser.set_defaults({"views.size": 0})  # stands for the size that suits the images
     parser.link_arguments("views.size", "method.init_args.image_size")
     return parser
 
@@ -74,11 +79,27 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     """
     try:
         parsed = parser.parse_args(list(arguments))
+        if parsed.views.size == 0:
+            parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
     except (OSError, TypeError) as error:
         raise ValueError(f"the settings cannot be read: {first_line(error)}") from error
     return instantiate(parser, parsed)
+
+
+def natural_size(parsed: Namespace) -> int:
+    """Side of the views where none is given: that of small images of one size, 224 for all others.
+
+    Raises:
+        ValueError: If there is no data, or it cannot be opened.
+    """
+    if parsed.data is None:
+        raise ValueError("no data: name a folder, a file or a known set, for instance `contrastneg pretrain shapes`")
+    source = open_source(parsed.data, root=parsed.root, labels=False if parsed.unlabelled else None)
+    first = source.subset(torch.arange(min(len(source), SIZE_SAMPLE)))
+    side = max(first.uniform_size or (PHOTOGRAPH, PHOTOGRAPH))
+    return side if side <= SMALL_IMAGE else PHOTOGRAPH
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:

@@ -249,7 +249,7 @@ class SimCLR(pl.LightningModule):
         loss_scale: Literal["mean", "sum"] = "mean",
         batch_norm: Literal["plain", "sync"] = "plain",
         stages: list[Stage] | None = None,
-        optimizer: Optimizer = Optimizer(),
+        optimizer: Optimizer = Optimizer(name="lars", lr=0.3, warmup_epochs=10),
         image_size: int | None = None,
     ) -> None:
         super().__init__()

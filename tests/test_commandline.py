@@ -29,8 +29,9 @@ def test_numbers_are_numbers_from_a_file_and_from_the_command_line(tmp_path):
         "data: 'no'\nmethod:\n  class_path: MoCo\n  init_args:\n    temperature: 1e-1\n"
         "    optimizer: {lr: 1e-3, warmup_epochs: 1e3}\n"
     )
+    file.write_text(file.read_text() + "views: {size: 32}\n")
     from_file = parse("--config", str(file))
-    from_line = parse("no", "--method", "MoCo", "--method.temperature", "1e-1", "--method.optimizer.lr", "1e-3",
+    from_line = parse("no", "--views.size", "32", "--method", "MoCo", "--method.temperature", "1e-1", "--method.optimizer.lr", "1e-3",
                       "--method.optimizer.warmup_epochs", "1e3")  # fmt: skip
     for config in (from_file, from_line):
         assert config.data == "no"
@@ -88,6 +89,17 @@ def test_the_size_of_the_views_reaches_encoders_that_must_know_it():
     assert config.method.backbone.patch_embed.img_size == (64, 64)
 
 
+@pytest.mark.parametrize(("sides", "size"), [((40, 40), 40), ((96, 96), 96), ((40, 41), 224), ((300, 300), 224)])
+def test_views_take_the_size_of_small_images_and_224_of_others_unless_told(tmp_path, sides, size):
+    from PIL import Image
+
+    for i, side in enumerate(sides):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    small = ["--method.backbone.width", "0.125"]
+    assert parse(str(tmp_path), *small).views.size == size
+    assert parse(str(tmp_path), *small, "--views.size", "64").views.size == 64
+
+
 def test_weights_are_a_function_of_the_seed():
     import torch
 
@@ -124,7 +136,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
         (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
         (["shapes", "--epochs", "0"], "epochs is 0: give at least 1"),
-        (["shapes", "--views.size", "0"], "views.size is 0"),
+        (["shapes", "--views.size", "-3"], "views.size is -3"),
         (["shapes", "--config", "nofile.yaml"], "nofile.yaml"),
         (["shapse"], "shapes"),
         ([], "no data: name a folder"),
@@ -174,7 +186,7 @@ def test_help_shows_the_attribute_docstrings(capsys):
 
     text = " ".join(pretrain_parser().format_help().split())
     assert "Passes over the images." in text
-    assert "Pixels per side of a view." in text
+    assert "Pixels per side of a view" in text
 
 
 def test_every_setting_is_read_somewhere_outside_the_configuration():

@@ -12,6 +12,7 @@ from contrastneg.randomness import generator
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # weight of the squared norm in the mean loss
 HELD_OUT = 5  # every fifth bank image chooses among them
+CHOOSING = 10_000  # at most so many bank images take part in the choice
 ITERATIONS = 100
 
 
@@ -29,7 +30,7 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
     r"""Fit a linear classifier on the labelled images of the bank and score the queries once.
 
     Features are standardised by the bank. The strength :math:`\lambda` of :math:`\lambda \|W\|^2` is chosen on a fifth of
-    the bank, drawn by ``seed``, and the classifier is then fitted to all of it.
+    the bank (of 10,000 images of a larger one), drawn by ``seed``, and the classifier is then fitted to all of it.
 
     Args:
         bank: Labelled features to learn from.
@@ -46,8 +47,8 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
     x, y = bank.x[known], bank.labels[known]
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
     x = (x - mean) / deviation
-    order = torch.randperm(len(x), generator=generator(seed, "linear"))
-    chooses, learns = order[: len(x) // HELD_OUT], order[len(x) // HELD_OUT :]
+    order = torch.randperm(len(x), generator=generator(seed, "linear"))[:CHOOSING]
+    chooses, learns = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     strength = STRENGTHS[1]
     if len(chooses):
         accuracy, weight = [], None
