@@ -123,6 +123,10 @@ def _list_tar(path: Path, number: int, listing: Listing) -> None:
                     _read_sidecar(stream.read(), name, path, facts)
                 else:
                     listing.ignored[other_file(name)] += 1
+            assert tar.fileobj is not None  # it is open
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError(f"damaged at byte {tar.offset}")
     except FileNotFoundError:
         raise AddressError(f"{path} does not exist: check the path and the range of numbers in braces") from None
     except (tarfile.TarError, OSError) as error:

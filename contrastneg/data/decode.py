@@ -116,18 +116,16 @@ def open_image(stream: io.BufferedIOBase, length: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """1 (upright) to 8; reading the tag is skipped where no metadata block can hold it."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these by itself, size and pixels
     if not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
-        return 1  # TIFF keeps it elsewhere, but there Pillow turns the picture by itself
+        return 1
     return image.getexif().get(ORIENTATION, 1)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    return _orientation(image) != 1
 
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
     """Any Pillow image -> upright, opaque, 8 bits, mode L or RGB."""
-    if _is_turned(image):
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode == "I" or image.mode in SIXTEEN_BIT:
         return Image.fromarray(_to_eight_bits(image))

@@ -148,7 +148,8 @@ def _has_end_marker(source: ImageSet, position: int) -> bool:
         stream.seek(max(0, stream.tell() - TAIL))
         tail = stream.read()
     if head.startswith(b"\xff\xd8\xff"):
-        return b"\xff\xd9" in tail  # not only at the very end: cameras append trailers
+        # not only at the very end, as cameras append trailers; after any start of pixels, as a thumbnail ends before it
+        return tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")
     return head.startswith(b"\x89PNG") and b"IEND" in tail
 
 

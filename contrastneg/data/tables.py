@@ -103,16 +103,20 @@ def open_parquet(path: Path, split: str, channels: int, labels: bool | None, roo
         schema = pq.read_schema(names[0], memory_map=True)
         features = _features(schema)
         column = _picture_column(schema, features, str(path))
+        lacking = [name for name in names if column not in pq.read_schema(name, memory_map=True).names]
+        if lacking:
+            raise AddressError(f"{lacking[0]} has no column {column!r}, where {names[0]} has pictures: write it again")
         flat = _flat_columns(schema)
         tables = [pq.ParquetFile(name, memory_map=True).read(columns=flat) for name in names]
         facts = pa.concat_tables(tables)
+        rows = sum(pq.read_metadata(name, memory_map=True).num_rows for name in names)  # a table of no columns has none
         reader = ParquetReader(names, column) if _picture_bytes(names, column) <= IN_MEMORY else None
     except (pa.ArrowException, OSError) as error:
         raise AddressError(
             f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): write it again"
         ) from error
     return _image_set(
-        ImageSet(str(path), split, name_of_path(path), torch.arange(len(facts)), channels=channels),
+        ImageSet(str(path), split, name_of_path(path), torch.arange(rows), channels=channels),
         reader or _converted(names, column, str(path), root),
         {name: facts[name].to_pylist() for name in flat},
         features,

@@ -1,6 +1,7 @@
 """Every mode of picture becomes the levels a user would expect."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -115,3 +116,52 @@ def test_a_cut_picture_is_refused_and_pillows_global_switch_is_left_alone():
         with pytest.raises(UnreadableImage):
             decode(data[: len(data) // 2], name="x")
     assert before == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_of_pillow_has_the_channels_asked_for(mode, channels):
+    pixels = decode(Image.new(mode, (5, 4)), channels=channels)
+    assert (pixels.shape, pixels.dtype) == ((channels, 4, 5), torch.uint8)
+
+
+def test_sixteen_bit_tiffs_of_either_byte_order_keep_their_ramp():
+    ramp = np.arange(0, 65536, 4096, dtype=np.uint16)
+    for mode, order in (("I;16", "<u2"), ("I;16B", ">u2")):
+        data = encoded(Image.frombytes(mode, (16, 1), ramp.astype(order).tobytes()), "TIFF")
+        assert decode(data)[2, 0].tolist() == list(range(0, 256, 16))
+
+
+def test_levels_without_a_known_white_are_refused():
+    from contrastneg.data.decode import UnreadableImage
+
+    for levels, why in (
+        (np.array([[0.5, np.nan]], np.float32), "floating point"),
+        (np.array([[-0.1, 0.5]], np.float32), "from -0.1 to 0.5"),
+        (np.array([[0, 70000]], np.int32), "32-bit"),
+    ):
+        with pytest.raises(UnreadableImage, match=rf"scan\.tif .*{why}"):
+            decode(encoded(Image.fromarray(levels), "TIFF"), name="scan.tif")
+
+
+@pytest.mark.parametrize("xmp", [False, True])
+def test_a_turned_tiff_has_one_size_in_its_header_and_decoded(xmp):
+    from contrastneg.data.decode import image_size
+
+    tags = {0x0112: 6} | ({700: b"<x:xmpmeta/>"} if xmp else {})
+    data = encoded(Image.new("RGB", (40, 20)), "TIFF", tiffinfo=tags)
+    assert decode(data).shape == (3, 40, 20)
+    assert image_size(io.BytesIO(data), len(data)) == (40, 20)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_the_error_keeps_its_parts_between_processes():
+    from contrastneg.data.decode import UnreadableImage
+
+    copy = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "empty")))
+    assert (copy.name, copy.why, str(copy)) == ("a.jpg", "empty", "a.jpg cannot be read as a picture: empty")

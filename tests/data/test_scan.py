@@ -71,3 +71,42 @@ def test_a_set_without_one_usable_picture_is_refused_under_either_policy(tmp_pat
     for policy in ("raise", "skip"):
         with pytest.raises(ValueError, match="cannot be read"):
             scan(open_source(str(tmp_path)), policy)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_cut_files_of_every_kind_are_found_by_header_too(tmp_path, kind, monkeypatch):
+    from contrastneg.data import scan as module
+    from contrastneg.data.sources import open_source
+
+    monkeypatch.setattr(module, "DECODED_PIXELS", 0)
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    noise.save(tmp_path / f"whole.{kind}")
+    data = (tmp_path / f"whole.{kind}").read_bytes()
+    (tmp_path / f"cut.{kind}").write_bytes(data[: len(data) * 2 // 3])
+    report = module.scan(open_source(str(tmp_path)), "skip")
+    assert [name for name, _ in report.bad] == [str(tmp_path / f"cut.{kind}")]
+
+
+def test_the_end_of_a_thumbnail_is_not_taken_for_that_of_a_cut_picture(tmp_path, monkeypatch):
+    from contrastneg.data import scan as module
+    from contrastneg.data.sources import open_source
+
+    monkeypatch.setattr(module, "DECODED_PIXELS", 0)
+    Image.effect_noise((16, 16), 80).save(tmp_path / "thumbnail.jpg")
+    exif = Image.Exif()
+    exif[0x9286] = (tmp_path / "thumbnail.jpg").read_bytes()
+    Image.effect_noise((48, 48), 80).save(tmp_path / "whole.jpg", exif=exif)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    assert len(data) < module.TAIL
+    (tmp_path / "cut.jpg").write_bytes(data[:-400])
+    (tmp_path / "trailer.jpg").write_bytes(data + b"written by the camera")
+    report = module.scan(open_source(str(tmp_path)), "skip")
+    assert [name for name, _ in report.bad] == [str(tmp_path / "cut.jpg")]
+
+
+def test_a_policy_that_is_none_is_refused_with_the_choices(folder):
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    with pytest.raises(ValueError, match="ignore.*choose raise or skip"):
+        scan(open_source(str(folder)), "ignore")
