@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+COLUMNS = ("location", "sequence", "duplicate_of")
+
 
 @pytest.fixture(scope="module")
 def train():
@@ -99,3 +101,23 @@ def test_the_object_drifts_slowly_within_a_sequence_and_lies_anywhere_between_th
     place = scenes.place[originals].view(-1, 4, 2)
     assert place.diff(dim=1).norm(dim=2).max() <= 1.5
     assert place.mean(1).std(0).min() > 3  # pixels
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 10_000), ("test", 2_000)])
+def test_columns_speak_of_originals_of_their_own_split(split, count, request):
+    source = request.getfixturevalue(split)
+    label, location, sequence, original = (
+        torch.as_tensor(values) for values in (source.labels, *(source.columns[name] for name in COLUMNS))
+    )
+    assert len(source) == len(original) == count
+    copies = (original >= 0).nonzero().flatten()
+    named = original[copies]
+    assert (original[named] == -1).all()  # of an original, and so never of itself
+    assert len(named.unique()) == len(named)
+    for column in (label, location, sequence):
+        assert torch.equal(column[copies], column[named])
+    assert (sequence[original < 0].bincount() == 4).all()
+    assert location.unique().tolist() == list(range(8))
+    pixels = source.pixels.float()
+    distance = (pixels[copies] - pixels[named]).abs().mean(dim=(1, 2, 3))
+    assert distance.max() < 0.1 * 255
