@@ -78,7 +78,9 @@ def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, Ima
             return train, train, []
         return (train, queries, []) if queries.labels is not None else (train, train, [])
     if labelled:
-        return train, with_labels(opened(config, config.val, "test", classes=train.classes)), []
+        queries = with_labels(opened(config, config.val, "test", classes=train.classes))
+        same = (queries.address, queries.split) == (train.address, train.split)  # one split only: it must be parted
+        return train, train if same else queries, []
     try:
         queries = with_labels(opened(config, config.val, "test"))
         bank = with_labels(opened(config, config.val, "train"))
