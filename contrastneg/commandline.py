@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,6 @@ def pretrain_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; what stands later wins.")
     parser.add_class_arguments(Pretrain, as_group=False)
-    parser.set_defaults({"method": {"class_path": "contrastneg.methods.SimCLR"}})
     parser.set_defaults({"views.size": 0})  # stands for the size that suits the images
     parser.link_arguments("views.size", "method.init_args.image_size")
     return parser
@@ -78,6 +78,9 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
         ValueError: If a name or a value is not valid.
     """
     try:
+        if not names_method(arguments):
+            arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
+        arguments = method_first(arguments)
         parsed = parser.parse_args(list(arguments))
         if parsed.views.size == 0:
             parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
@@ -86,6 +89,28 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     except (OSError, TypeError) as error:
         raise ValueError(f"the settings cannot be read: {first_line(error)}") from error
     return instantiate(parser, parsed)
+
+
+def names_method(arguments: Sequence[str]) -> bool:
+    """Whether a command line, or a file that it names, chooses a method.
+
+    A default in the parser would lend its settings to another class that is chosen later.
+    """
+    files = [after for argument, after in pairwise(arguments) if argument == "--config"]
+    files += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    texts = [Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()]
+    return any(argument.partition("=")[0] == "--method" for argument in arguments) or any(
+        re.search(r"^method\s*:", text, re.MULTILINE) for text in texts
+    )
+
+
+def method_first(arguments: Sequence[str]) -> list[str]:
+    """``--method.x 1 --method MoCo`` as ``--method MoCo --method.x 1``: the order a user writes them in says nothing."""
+    joined = re.sub(r"(^|\x00)--method\x00", r"\1--method=", "\x00".join(arguments)).split("\x00")
+    first = next((i for i, argument in enumerate(joined) if argument.startswith("--method.")), len(joined))
+    late = [argument for argument in joined[first:] if argument.startswith("--method=")]
+    rest = [argument for argument in joined[first:] if not argument.startswith("--method=")]
+    return [*joined[:first], *late, *rest]
 
 
 def natural_size(parsed: Namespace) -> int:

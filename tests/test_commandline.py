@@ -47,6 +47,19 @@ def test_what_stands_later_wins_and_dashes_may_stand_for_underscores(tmp_path):
     assert (config.data, config.epochs, config.batch_size, config.on_bad_image) == ("shapes", 7, 64, "skip")
 
 
+def test_each_method_has_its_own_defaults_and_simclr_is_the_default(tmp_path):
+    simclr, moco = parse("shapes").method, parse("shapes", "--method", "MoCo").method
+    file = tmp_path / "c.yaml"
+    file.write_text("method: {class_path: MoCo}\n")
+    from_file = parse("shapes", "--config", str(file)).method
+    assert (type(simclr).__name__, simclr.temperature, simclr.optimizer_settings.name) == ("SimCLR", 0.1, "lars")
+    for method in (moco, from_file):
+        assert (type(method).__name__, method.temperature, method.optimizer_settings.name) == ("MoCo", 0.2, "sgd")
+    assert parse("shapes", "--method.temperature", "0.5").method.temperature == 0.5
+    late = parse("shapes", "--method.queue_size", "64", "--epochs", "3", "--method", "MoCo")
+    assert (len(late.method.queue.keys), late.epochs) == (64, 3)
+
+
 def test_a_switch_may_stand_alone_or_with_its_value():
     assert parse("shapes", "--unlabelled", "--epochs", "3").unlabelled is True
     assert parse("shapes", "--epochs", "3", "--unlabelled").unlabelled is True
