@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from contrastneg import negatives, schedules
 from contrastneg.config import Pretrain
-from contrastneg.data.sources import open_source
+from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.methods import MoCo, SimCLR
 from contrastneg.randomness import derive_seed
 
@@ -122,8 +123,11 @@ def natural_size(parsed: Namespace) -> int:
     if parsed.data is None:
         raise ValueError("no data: name a folder, a file or a known set, for instance `contrastneg pretrain shapes`")
     source = open_source(parsed.data, root=parsed.root, labels=False if parsed.unlabelled else None)
-    first = source.subset(torch.arange(min(len(source), SIZE_SAMPLE)))
-    side = max(first.uniform_size or (PHOTOGRAPH, PHOTOGRAPH))
+    sizes = set()
+    for position in range(min(len(source), SIZE_SAMPLE)):
+        with suppress(UnreadableImage):  # the scan will tell
+            sizes.add(source.size(position))
+    side = max(sizes.pop()) if len(sizes) == 1 else PHOTOGRAPH
     return side if side <= SMALL_IMAGE else PHOTOGRAPH
 
 

@@ -47,17 +47,20 @@ def open_data(config: Pretrain) -> OpenedData:
     with FileLock(lock):
         full = opened(config, config.data, "train")
         bank, queries, notes = open_scored(config, full)
+    must_part = bank is not None and bank is queries
     train, lines, scan_notes = usable(full, config)
     if config.limit_images is not None:
         train = limit_images(train, config.limit_images, config.seed)
         lines.append(f"limited to {len(train):,} images")
     if bank is full:
         bank = train
-    if queries is not None and queries is not full:
+    elif bank is not None:
+        bank, more, bank_notes = usable(bank, config)
+        lines, scan_notes = lines + more, scan_notes + bank_notes
+    if queries is not None and not must_part:
         queries, more, query_notes = usable(queries, config)
-        lines += more
-        scan_notes += query_notes
-    if bank is not None and bank is queries:
+        lines, scan_notes = lines + more, scan_notes + query_notes
+    if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
             f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "

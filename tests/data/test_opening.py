@@ -38,6 +38,15 @@ def test_without_a_test_split_a_tenth_is_asked_about_and_the_rest_answers(tmp_pa
     assert any("10th labelled image" in note for note in sets.notes)
 
 
+def test_a_limited_set_or_one_with_bad_images_is_parted_all_the_same(tmp_path):
+    for name in "ab":
+        paint(tmp_path / name, 20)
+    (tmp_path / "a" / "bad.png").write_bytes(b"")
+    sets = opened(tmp_path, "--on-bad-image", "skip", "--limit-images", 30)
+    assert (len(sets.train), len(sets.bank), len(sets.queries)) == (30, 27, 3)
+    assert not set(sets.bank.image_id.tolist()) & set(sets.queries.image_id.tolist())
+
+
 def test_without_labels_nothing_is_scored_unless_another_set_is_given(tmp_path):
     paint(tmp_path / "flat", 12)
     for split in ("train", "val"):
