@@ -98,6 +98,19 @@ def test_the_probe_restored_from_its_state_goes_on_as_if_unbroken(pictures):
     assert (whole.right, whole.seen) == (resumed.right, resumed.seen)
 
 
+def test_a_probe_resumed_between_epochs_counts_the_new_epoch_from_zero(pictures):
+    from unittest.mock import MagicMock
+
+    whole = probe(pictures)
+    fit(pictures, whole, epochs=1)
+    resumed = probe(pictures)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.seen == 50
+    resumed.on_train_epoch_start(MagicMock(spec=pl.Trainer), pl.LightningModule())
+    resumed._learn(*resumed._classifier(64, torch.device("cpu")), torch.randn(6, 64), pictures.labels[:6])
+    assert resumed.seen == 6
+
+
 def test_knn_along_the_way_changes_nothing_and_is_the_score_of_the_final_encoder(pictures):
     from contrastneg.evaluate.online import OnlineKnn
 
