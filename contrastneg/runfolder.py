@@ -105,6 +105,7 @@ class MetricsCsv(Logger):
         self.path = path
         self.seconds = seconds
         self.columns = ["step", "epoch", "seconds"]
+        self._last: tuple[int | None, dict[str, Any]] = (None, {})
         if resume_step is not None and path.exists():
             self._keep_rows_before(resume_step)
 
@@ -124,7 +125,10 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Append one row; a name met for the first time becomes a new column."""
+        """Append one row, unless it was the last one already; a name met for the first time becomes a new column."""
+        if (step, metrics) == self._last:
+            return
+        self._last = (step, dict(metrics))
         row = {"step": step, "seconds": round(self.seconds(), 2), **metrics}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.exists():
@@ -218,8 +222,11 @@ class Checkpoints(Callback):
         """Save when due, stop when asked; both only between optimizer steps and never on an epoch's last batch."""
         if trainer.fit_loop._should_accumulate() or batch_idx + 1 >= trainer.num_training_batches:
             return
+        due = self.every is not None and trainer.global_step - self.saved_step >= self.every
+        if due or self.signum is not None:
+            write_row_of_step(trainer)
         self._stop_if_asked(trainer)
-        if self.every is not None and trainer.global_step - self.saved_step >= self.every:
+        if due:
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,6 +236,7 @@ class Checkpoints(Callback):
         improved = bool(trainer.strategy.broadcast(improved))  # rank 0 decides: a rank that differs would wait for ever
         if improved and score is not None:
             self.best = float(score)
+        write_row_of_epoch(trainer)
         self._save(trainer, "last.ckpt")
         if improved:
             self._save(trainer, "best.ckpt")
@@ -250,6 +258,25 @@ class Checkpoints(Callback):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers.clear()
+
+
+def write_row_of_step(trainer: pl.Trainer) -> None:
+    """Log the metrics of the step that has just ended, which Lightning would do after the callbacks.
+
+    A checkpoint must not be ahead of the metrics: a kill between the two would lose a row for good. The second time, when
+    Lightning logs them, :class:`MetricsCsv` finds the row there.
+    """
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        connector.log_metrics(connector.metrics["log"])
+
+
+def write_row_of_epoch(trainer: pl.Trainer) -> None:
+    """As :func:`write_row_of_step`, for the metrics of the epoch that has just ended, under its last step."""
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    loop._batches_that_stepped -= 1
+    connector.log_metrics(connector.metrics["log"])
+    loop._batches_that_stepped += 1
 
 
 def newest_checkpoint(run: Path) -> Path:

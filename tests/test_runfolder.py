@@ -65,6 +65,16 @@ def test_resumed_metrics_drop_what_will_be_repeated_and_a_row_cut_by_a_kill(tmp_
     ]  # fmt: skip
 
 
+def test_a_row_that_is_there_already_is_not_written_again(tmp_path):
+    from contrastneg.runfolder import MetricsCsv
+
+    log = MetricsCsv(tmp_path / "metrics.csv", lambda: 0.0)
+    for _ in range(2):
+        log.log_metrics({"epoch": 0, "train/loss": 2.5}, step=1)
+    log.log_metrics({"epoch": 0, "epoch/loss": 2.5}, step=1)
+    assert len(rows_of(tmp_path / "metrics.csv")) == 2
+
+
 def test_a_checkpoint_write_that_fails_leaves_the_earlier_file_whole(tmp_path):
     from contrastneg.runfolder import AtomicCheckpoints, read_checkpoint
 
@@ -103,6 +113,7 @@ def test_a_score_that_is_not_a_number_never_blocks_the_best(tmp_path):
 
     trainer = MagicMock(spec=Trainer, global_step=1, current_epoch=0, max_epochs=1)
     trainer.strategy.broadcast = lambda decision: decision
+    trainer.fit_loop, trainer._logger_connector = MagicMock(), MagicMock()
     checkpoints = Checkpoints(tmp_path, every=None)
     for score in (float("nan"), 0.4, 0.5, 0.3):
         trainer.callback_metrics = {"knn/top1": torch.tensor(score)}
