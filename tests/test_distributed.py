@@ -32,16 +32,31 @@ def clock():
     return Clock(0, 1, 0.0, 0)
 
 
-def simclr_loss(w, view1, view2, ids):
-    """As SimCLR.training_step computes it."""
+def simclr_loss(w, view1, view2, ids, wrong=None):
+    """As SimCLR.training_step computes it, or in a way that is known to be wrong."""
     from contrastneg import distributed
     from contrastneg.methods import contrast
 
     z1, z2 = unit(view1 @ w), unit(view2 @ w)
+    if wrong == "whole loss on every rank":
+        z1, z2, ids = with_own_rows(z1), with_own_rows(z2), distributed.all_gather(ids)
     query, partner, query_id = torch.cat([z1, z2]), torch.cat([z2, z1]), ids.repeat(2)
-    keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
+    if wrong in ("no gather", "whole loss on every rank"):
+        keys, key_id = query, query_id
+    else:
+        gather = distributed.all_gather if wrong == "detached gather" else distributed.all_gather_with_grad
+        keys, key_id = gather(query), distributed.all_gather(query_id)
     values, _, _ = contrast(query, partner, query_id, keys, key_id, [], T, clock())
-    return distributed.global_mean(values)
+    return values.mean() if wrong == "no gather" else distributed.global_mean(values)
+
+
+def with_own_rows(z):
+    """All ranks' rows, of which only this rank's carry a gradient."""
+    from contrastneg import distributed
+
+    start = distributed.row_offset(len(z))
+    everyone = distributed.all_gather(z)
+    return torch.cat([everyone[:start], z, everyone[start + len(z) :]])
 
 
 def moco_steps(w, view1, view2, ids, *, symmetric, queue_size):
@@ -74,12 +89,19 @@ def moco_steps(w, view1, view2, ids, *, symmetric, queue_size):
     return loss, queue
 
 
+def moco_v3_loss(*views):
+    """Both directions against the keys of the batch, which carry no gradient, times 2 t."""
+    loss, queue = moco_steps(*views, symmetric=True, queue_size=0)
+    return 2 * T * loss, queue
+
+
 CASES = {
     "simclr": lambda *views: (simclr_loss(*views), None),
     "moco": lambda *views: moco_steps(*views, symmetric=False, queue_size=11),
     "moco_symmetric": lambda *views: moco_steps(*views, symmetric=True, queue_size=11),
-    "moco_v3": lambda *views: moco_steps(*views, symmetric=True, queue_size=0),
+    "moco_v3": lambda *views: moco_v3_loss(*views),
 }
+WRONG = ("detached gather", "no gather", "whole loss on every rank")
 SHARES = {"even": (4, 4), "uneven": (4, 3)}
 
 
@@ -117,20 +139,16 @@ def two_processes(rank, init, out):
             }
         gathered = distributed.all_gather(ids)
         results[f"gather-{name}"] = (gathered, distributed.row_offset(len(ids)))
-        detached = weight()
-        z = unit(torch.cat([view1, view2]) @ detached)
-        keys = distributed.all_gather(z)
-        logits = (z @ keys.T / T).masked_fill(
-            ids.repeat(2)[:, None] == distributed.all_gather(ids.repeat(2)), -torch.inf
-        )
-        positive = (z * z.roll(len(ids), 0)).sum(1) / T
-        distributed.global_mean(torch.logaddexp(logits.logsumexp(1), positive) - positive).backward()
-        results[f"detached-{name}"] = detached.grad
+        for wrong in WRONG:
+            w = weight()
+            loss = simclr_loss(w, view1, view2, ids, wrong)
+            loss.backward()
+            results[f"{wrong}-{name}"] = {"loss": loss.item(), "grad": w.grad}
     for seed in range(10):
-        rows = torch.randn(4 + rank, 3, generator=torch.Generator().manual_seed(10 * seed + rank))
-        shuffled, undo = distributed.shuffle_batch(rows, torch.Generator().manual_seed(seed))
-        back = distributed.unshuffle_batch(shuffled, undo)
-        results[f"shuffle-{seed}"] = (bool(torch.equal(back, rows)), bool(torch.equal(shuffled, rows)))
+        view = unit(torch.randn(4 + rank, 3, generator=torch.Generator().manual_seed(10 * seed + rank)).double())
+        shuffled, undo = distributed.shuffle_batch(view, torch.Generator().manual_seed(seed))
+        keys = distributed.unshuffle_batch(shuffled, undo)  # of an identity encoder
+        results[f"shuffle-{seed}"] = ((view * keys).sum(1), (view * shuffled).sum(1))
     values = torch.tensor([1.0, 2.0, 30.0]) if rank == 0 else torch.tensor([4.0, 50.0])
     valid = torch.tensor([True, True, False]) if rank == 0 else torch.tensor([True, False])
     results["mean"] = (
@@ -169,13 +187,24 @@ def test_queues_are_identical_on_both_ranks_and_equal_to_one_processs(ranks, cas
         assert_close(states[0][name], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("shares", SHARES)
-def test_a_gather_without_gradient_would_be_noticed(ranks, shares):
-    _, gradient, _ = one_process("simclr", sum(SHARES[shares]))
-    wrong = sum(rank[f"detached-{shares}"] for rank in ranks) / WORLD
-    cosine = torch.nn.functional.cosine_similarity(wrong.flatten(), gradient.flatten(), dim=0)
-    assert cosine < 0.999
-    assert (wrong - gradient).abs().max() > 1e-3
+def test_the_known_wrong_ways_to_share_a_batch_are_told_apart_from_the_right_one(ranks, wrong, shares):
+    _, truth, _ = one_process("simclr", sum(SHARES[shares]))
+    found = sum(rank[f"{wrong}-{shares}"]["grad"] for rank in ranks) / WORLD
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(), truth.flatten(), dim=0)
+    if wrong == "whole loss on every rank":
+        assert_close(found, truth / WORLD, rtol=0, atol=1e-9)  # the right direction, half the length
+    else:
+        assert cosine < 0.99
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_without_a_gather_each_rank_has_the_loss_of_its_own_batch_alone(ranks, shares):
+    for rank, results in enumerate(ranks):
+        rows = local_rows(SHARES[shares], rank)
+        alone = simclr_loss(weight(), *(x[rows] for x in pairs(sum(SHARES[shares]))))
+        assert results[f"no gather-{shares}"]["loss"] == pytest.approx(alone.item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("shares", SHARES)
@@ -186,11 +215,12 @@ def test_gathered_rows_stand_in_rank_order_and_the_offset_counts_the_lower_ranks
         assert offset == (0, 4)[rank]
 
 
-def test_shuffled_batches_come_back_in_order_on_every_rank(ranks):
+@pytest.mark.parametrize("seed", range(10))
+def test_every_positive_of_a_shuffled_key_batch_is_its_own(ranks, seed):
     for results in ranks:
-        flags = [results[f"shuffle-{seed}"] for seed in range(10)]
-        assert all(back for back, _ in flags)
-        assert not all(untouched for _, untouched in flags)
+        similarity, if_not_undone = results[f"shuffle-{seed}"]
+        assert_close(similarity, torch.ones_like(similarity), rtol=0, atol=1e-12)
+        assert if_not_undone.min() < 0.999
 
 
 def test_a_mean_over_ranks_counts_valid_rows_only(ranks):
@@ -206,8 +236,10 @@ def test_without_a_process_group_every_function_is_the_identity():
     assert torch.equal(distributed.all_gather(x), x)
     assert (distributed.rank(), distributed.world_size(), distributed.row_offset(3)) == (0, 1, 0)
     assert (distributed.mean(2.5), distributed.largest(3), distributed.is_first_process()) == (2.5, 3, True)
-    shuffled, undo = distributed.shuffle_batch(x, torch.Generator().manual_seed(0))
-    assert torch.equal(distributed.unshuffle_batch(shuffled, undo), x)
+    assert distributed.global_mean(x[:, 0]).item() == x[:, 0].mean().item()
+    for seed in range(10):
+        shuffled, undo = distributed.shuffle_batch(x, torch.Generator().manual_seed(seed))
+        assert torch.equal(distributed.unshuffle_batch(shuffled, undo), x)
 
 
 def test_a_row_without_a_positive_is_left_out_of_the_mean_and_an_eliminated_one_counts_as_zero():
