@@ -1,7 +1,8 @@
-"""Log-sum-exp over many keys in one pass, with a gradient that comes out of the same pass.
+"""Log-sum-exp over many keys in one pass, with a gradient that comes out of the same pass; and over a table.
 
 The gradient of ``log sum_j exp(q.k_j / t)`` with respect to ``q`` is the softmax-weighted mean of the keys, over t. Both
 numbers are sums over keys, so one walk over tiles of keys yields them together and the (B, K) table never exists.
+Where stages edit the table it must exist; then :func:`table_logsumexp` touches it as few times as it can.
 """
 
 from itertools import pairwise
@@ -77,6 +78,35 @@ def one_pass_logsumexp_max(
     return _OnePass.apply(wide, keys.detach(), temperature, exclude)
 
 
+def table_logsumexp(
+    neg: Float[Tensor, "B M"], log_weight: Float[Tensor, "B M"] | None = None, *, temperature: float
+) -> Float[Tensor, " B"]:
+    r"""Log-sum-exp of each row of a table of similarities, differentiable (once) in similarities and weights.
+
+    .. math:: \log \sum_j w_j e^{n_j / t}
+
+    One table is made forward and one backward; torch's own operators would make about eight, and at 65,536 columns it is
+    memory, not arithmetic, that takes the time.
+
+    Args:
+        neg: Similarities. Computed in float32, or in float64 if they are.
+        log_weight: ``log w``, -inf drops an entry. None means all 0.
+        temperature: Softmax temperature t > 0.
+
+    Returns:
+        One value per row, in nats; -inf with zero gradient for a row that has no entry left.
+
+    Raises:
+        ValueError: The temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    wide = neg.to(torch.promote_types(neg.dtype, torch.float32))
+    if wide.shape[1] == 0:
+        return wide.sum(dim=1) - torch.inf
+    return _TableLogSumExp.apply(wide, log_weight, temperature)
+
+
 def own_pairs(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> Int64[Tensor, "E 2"]:
     """Pairs (query, key) that come from the same image; an id of -1 matches nothing.
 
@@ -114,6 +144,30 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, grad_lse, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         return grad_lse[:, None] * gradient, None, None, None
+
+
+class _TableLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, neg, log_weight, temperature):
+        weight = neg / temperature
+        if log_weight is not None:
+            weight.add_(log_weight)
+        # At least a finite number: -inf minus -inf would be NaN in a row without entries.
+        top = weight.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(weight.dtype).min)
+        weight.sub_(top).exp_()
+        total = weight.sum(dim=1, keepdim=True)
+        ctx.temperature = temperature
+        ctx.save_for_backward(weight, total)
+        return (top + total.log())[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_lse):  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, total = ctx.saved_tensors
+        scale = grad_lse[:, None] / total.clamp(min=1)  # total is 0, or at least 1 from the maximum itself
+        for_neg = weight * (scale / ctx.temperature) if ctx.needs_input_grad[0] else None
+        for_log_weight = weight * scale if ctx.needs_input_grad[1] else None
+        return for_neg, for_log_weight, None
 
 
 def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.logsumexp import table_logsumexp
+
 
 def info_nce(
     pos: Float[Tensor, " B"],
@@ -32,13 +34,8 @@ def info_nce(
     Raises:
         ValueError: The temperature is not positive.
     """
-    _check(temperature)
-    pos, neg = _wide(pos), _wide(neg)
-    # Relative to the positive, whose own logit is the padded 0: it keeps weight 1, and the row is never all -inf.
-    logits = (neg - pos[:, None]) / temperature
-    if log_weight is not None:
-        logits = logits + log_weight.to(logits.dtype)
-    return F.pad(logits, (1, 0)).logsumexp(dim=1)
+    lse = table_logsumexp(neg, log_weight, temperature=temperature)
+    return info_nce_from_logsumexp(pos, lse, temperature=temperature)
 
 
 def info_nce_from_logsumexp(

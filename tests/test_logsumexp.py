@@ -132,3 +132,27 @@ def test_own_pairs_are_all_pairs_of_one_image_and_unknown_images_match_nothing(s
     assert sorted(found.tolist()) == sorted(expected.tolist())
     assert own_pairs(query_id[:0], key_id).shape == (0, 2)
     assert own_pairs(query_id, key_id[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_the_table_form_has_the_values_and_gradients_of_torchs_own(temperature):
+    from contrastneg.logsumexp import table_logsumexp
+
+    neg, log_weight = torch.rand(2, 6, 11, dtype=torch.double, generator=torch.Generator().manual_seed(3))
+    log_weight = log_weight.masked_fill(log_weight < 0.3, -torch.inf)
+    inputs = neg.requires_grad_(), log_weight.requires_grad_()
+    found = table_logsumexp(*inputs, temperature=temperature)
+    exact = (neg / temperature + log_weight).logsumexp(1)
+    assert_close(found, exact)
+    upstream = torch.linspace(-1, 2, 6, dtype=torch.double)
+    assert_close(torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(exact, inputs, upstream))
+
+
+def test_rows_without_entries_are_minus_infinity_with_zero_gradient():
+    from contrastneg.logsumexp import table_logsumexp
+
+    neg = torch.zeros(3, 4, requires_grad=True)
+    lse = table_logsumexp(neg, torch.full((3, 4), -torch.inf), temperature=0.1)
+    assert (lse == -torch.inf).all()
+    assert_close(torch.autograd.grad(lse.sum(), neg)[0], torch.zeros(3, 4))
+    assert (table_logsumexp(neg[:, :0], temperature=0.1) == -torch.inf).all()

@@ -77,27 +77,35 @@ class Negatives:
         cls,
         query: Float[Tensor, "B D"],
         positive: Float[Tensor, "B D"],
-        keys: Float[Tensor, "K D"],
+        keys: Float[Tensor, "*per_query K D"],
         *,
         query_id: Int64[Tensor, " B"],
-        key_id: Int64[Tensor, " K"],
+        key_id: Int64[Tensor, "*per_query K"],
     ) -> "Negatives":
         """All keys as candidates of every query, each counted once, the query's own image removed.
 
         The table keeps the keys for its backward pass: give it a copy of a queue that is pushed to before that.
+        Similarities are float32 (float64 for float64 queries), also under autocast.
 
         Args:
             query: Unit-norm queries.
             positive: Unit-norm positives.
-            keys: Unit-norm candidates; they receive gradient if they require it.
+            keys: Unit-norm candidates, (K, D) shared or (B, K, D) per query; they receive gradient if they require it.
             query_id: Image of each query.
             key_id: Image of each key; -1 matches no query.
         """
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        wide = keys.to(query.dtype)
         with torch.autocast(query.device.type, enabled=False):
-            similarity = query @ keys.to(query.dtype).T
-        own = own_pairs(query_id, key_id)
-        log_weight = torch.zeros_like(similarity)
-        log_weight[own[:, 0], own[:, 1]] = -torch.inf
+            similarity = query @ wide.T if keys.ndim == 2 else (wide @ query[:, :, None]).squeeze(2)
+        if key_id.ndim == 1:
+            row, column = own_pairs(query_id, key_id).unbind(1)
+        else:
+            row, column = ((query_id[:, None] == key_id) & (key_id >= 0)).nonzero(as_tuple=True)
+        # One zero stands for all until something is removed: at 256 x 65,536 that saves 64 MiB.
+        log_weight = similarity.new_zeros(1, 1).expand_as(similarity)
+        if len(row):
+            log_weight = log_weight.contiguous().index_put_((row, column), log_weight.new_tensor(-torch.inf))
         return cls(query, positive, keys, similarity, log_weight, query_id, key_id)
 
     @property
@@ -119,13 +127,16 @@ class Negatives:
         """The table without the candidates in ``mask``."""
         return replace(self, log_weight=self.log_weight.masked_fill(mask, -torch.inf))
 
-    def appended(self, similarity: Float[Tensor, "B S"]) -> "Negatives":
+    def appended(self, similarity: Float[Tensor, "B S"], kept: Bool[Tensor, "#B #S"] | None = None) -> "Negatives":
         """The table with S synthetic candidates more per query, each counted once, with no image behind them.
 
         Args:
             similarity: Their cosine with the query, differentiable in the query.
+            kept: Which of them count; None means all.
         """
         added = torch.zeros_like(similarity).detach()
+        if kept is not None:
+            added = added.masked_fill(~kept, -torch.inf)
         no_image = self.key_id.new_full((*self.key_id.shape[:-1], similarity.shape[1]), -1)
         log_prob = self.log_prob
         if log_prob is not None:  # nobody drew them, and logQ corrections must see that

@@ -1,15 +1,19 @@
 """Stages that make candidates which no image gave."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.schedules import Schedule, value
 
-PAIR_FLOATS = 1 << 21  # numbers gathered at once for pair products: 8 MiB in float32
+CHUNK = 1 << 20  # numbers gathered or compared at once: 4 MiB in float32, so that they stay in the cache
+GROUP = 8  # columns that share one maximum in the search for the hardest
 
 
 @dataclass(frozen=True)
@@ -31,96 +35,114 @@ class MoCHi(Stage):
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
 
-    pool: int = 1024
-    """Candidates, hardest first, that mixes are made of (N in the paper)."""
-    pair_mixes: int = 1024
-    """Mixes of two candidates per query (s)."""
-    query_mixes: int = 128
-    """Mixes of the query and a candidate per query (s')."""
+    pool: int | Schedule = 1024
+    """Candidates, hardest first, that mixes are made of (N in the paper). A number or a schedule."""
+    pair_mixes: int | Schedule = 1024
+    """Mixes of two candidates per query (s). A number or a schedule."""
+    query_mixes: int | Schedule = 128
+    """Mixes of the query and a candidate per query (s'). A number or a schedule."""
     warmup_epochs: float = 10.0
     """Epochs without mixes."""
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
+        if isinstance(self.pool, int) and self.pool < 1:
             raise ValueError(f"MoCHi.pool is {self.pool}: mix at least 1 candidate")
         for name in ("pair_mixes", "query_mixes", "warmup_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"MoCHi.{name} is {getattr(self, name)}: give 0 or more")
+            number = getattr(self, name)
+            if not isinstance(number, Schedule) and number < 0:
+                raise ValueError(f"MoCHi.{name} is {number}: give 0 or more")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``pair_mixes + query_mixes`` columns more."""
-        if clock.epoch < self.warmup_epochs or negatives.n_keys == 0 or self.pair_mixes + self.query_mixes == 0:
+        pairs, singles = (max(0, round(value(n, clock.progress))) for n in (self.pair_mixes, self.query_mixes))
+        if clock.epoch < self.warmup_epochs or negatives.n_keys == 0 or pairs + singles == 0:
             return negatives
-        draws = clock.generator("MoCHi", negatives.similarity.device)
-        similarity = constant_key_similarity(negatives)
-        kept = negatives.kept[:, : negatives.n_keys]
-        hardest = (
-            similarity.detach().masked_fill(~kept, -torch.inf).topk(min(self.pool, negatives.n_keys), dim=1).indices
-        )
-        size = kept.sum(dim=1).clamp(max=hardest.shape[1])  # candidates in each query's pool
-        mixes = torch.cat(
-            [
-                pair_similarity(negatives.keys, similarity, *draw(hardest, size, self.pair_mixes, 2, 1.0, draws)),
-                query_similarity(negatives.query, similarity, *draw(hardest, size, self.query_mixes, 1, 0.5, draws)),
-            ],
-            dim=1,
-        )
-        grown = negatives.appended(mixes)
-        nothing_to_mix = (size == 0)[:, None].expand_as(mixes)
-        return grown.removed(torch.cat([torch.zeros_like(negatives.kept), nothing_to_mix], dim=1))
+        query, keys = negatives.query, negatives.keys.detach()
+        pool = min(max(1, round(value(self.pool, clock.progress))), negatives.n_keys)
+        table, kept = negatives.similarity[:, : negatives.n_keys].detach(), negatives.kept[:, : negatives.n_keys]
+        hardest = hardest_columns(table, kept, pool)  # (B, N)
+        size = kept.sum(dim=1).clamp(max=pool)  # candidates in each query's pool
+        similarity = _OfColumns.apply(query, keys, table, hardest)  # (B, N)
+
+        draws = clock.generator("MoCHi", table.device)
+        (x, y), a = draw(size, pairs, 2, 1.0, similarity.dtype, draws)
+        product = pair_products(keys, hardest.gather(1, x), hardest.gather(1, y))
+        of_pairs = pair_similarity(similarity.gather(1, x), similarity.gather(1, y), product.to(a.dtype), a)
+        (x,), b = draw(size, singles, 1, 0.5, similarity.dtype, draws)
+        of_singles = query_similarity(query, similarity.gather(1, x), b)
+        return negatives.appended(torch.cat([of_pairs, of_singles], dim=1), kept=(size > 0)[:, None])
 
 
-def constant_key_similarity(negatives: Negatives) -> Float[Tensor, "B K"]:
-    """Similarity of query and keys with gradient to the query only: that of the table, unless keys are trained, too."""
-    if not negatives.keys.requires_grad:
-        return negatives.similarity[:, : negatives.n_keys]
-    return torch.einsum("bd,...kd->bk", negatives.query, negatives.keys.detach())
+def hardest_columns(
+    similarity: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"], count: int
+) -> Int64[Tensor, "B count"]:
+    """Columns of the ``count`` most similar kept candidates of each query, hardest first, removed ones last.
+
+    Exact in two steps: the ``count`` groups of columns with the largest maxima hold the ``count`` largest entries, so
+    only their members are sorted. A few rows at a time.
+    """
+    columns = similarity.shape[1]
+    grouped = columns - columns % GROUP
+    offsets = torch.arange(0, grouped, max(1, grouped // GROUP), device=similarity.device)
+    rest = torch.arange(grouped, columns, device=similarity.device)
+    found = []
+    for part in _row_parts(len(similarity), columns):
+        ranked = similarity[part].masked_fill(~kept[part], -torch.inf)
+        if grouped // GROUP <= 2 * count:  # too few groups for two steps to gain anything
+            found.append(ranked.topk(count, dim=1).indices)
+            continue
+        maxima = ranked[:, :grouped].unflatten(1, (GROUP, -1)).amax(dim=1)  # group g holds columns g, g + K/8, ...
+        groups = maxima.topk(count, dim=1, sorted=False).indices
+        members = torch.cat([(groups[:, None] + offsets[:, None]).flatten(1), rest.expand(len(ranked), -1)], dim=1)
+        found.append(members.gather(1, ranked.gather(1, members).topk(count, dim=1).indices))
+    return torch.cat(found) if found else torch.empty(0, count, dtype=torch.long, device=similarity.device)
 
 
 def draw(
-    hardest: Int64[Tensor, "B N"],
     size: Int64[Tensor, " B"],
     count: int,
     partners: int,
     largest: float,
+    dtype: torch.dtype,
     generator: torch.Generator,
 ) -> tuple[Int64[Tensor, "partners B count"], Float[Tensor, "B count"]]:
-    """Columns of mixing partners, uniform over each query's pool with replacement, and coefficients from U(0, largest)."""
-    rows, device = len(hardest), hardest.device
+    """Ranks of mixing partners, uniform over each query's pool with replacement, and coefficients from U(0, largest)."""
+    rows, device = len(size), size.device
     place = torch.rand(partners, rows, count, generator=generator, device=device)
-    rank = (place * size[:, None]).long().clamp_(max=hardest.shape[1] - 1)
-    column = hardest.expand(partners, -1, -1).gather(2, rank)
-    return column, largest * torch.rand(rows, count, generator=generator, device=device)
+    last = (size - 1).clamp(min=0)[:, None]
+    rank = torch.minimum((place * size[:, None]).long(), last)  # rounding may reach the size itself
+    return rank, largest * torch.rand(rows, count, generator=generator, device=device).to(dtype)
 
 
 def pair_similarity(
-    keys: Float[Tensor, "*per_query K D"],
-    similarity: Float[Tensor, "B K"],
-    column: Int64[Tensor, "2 B s"],
-    a: Float[Tensor, "B s"],
+    x: Float[Tensor, "B s"], y: Float[Tensor, "B s"], product: Float[Tensor, "B s"], a: Float[Tensor, "B s"]
 ) -> Float[Tensor, "B s"]:
     r"""Cosine of the query with mixes of two keys.
 
     .. math:: (a s_x + (1 - a) s_y) / \sqrt{a^2 + (1 - a)^2 + 2 a (1 - a) x \cdot y}
+
+    Args:
+        x: Cosine of the query with the one key.
+        y: Cosine of the query with the other.
+        product: Dot product of the two keys.
+        a: Share of the one key.
     """
-    a = a.to(similarity.dtype)
-    norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * pair_products(keys, *column).to(a.dtype)).sqrt()
-    x, y = similarity.gather(1, column[0]), similarity.gather(1, column[1])
+    norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * product).sqrt()
     return (a * x + (1 - a) * y) / norm.clamp(min=1e-12)
 
 
 def query_similarity(
-    query: Float[Tensor, "B D"],
-    similarity: Float[Tensor, "B K"],
-    column: Int64[Tensor, "1 B s"],
-    b: Float[Tensor, "B s"],
+    query: Float[Tensor, "B D"], x: Float[Tensor, "B s"], b: Float[Tensor, "B s"]
 ) -> Float[Tensor, "B s"]:
     r"""Cosine of the query with mixes of itself, held constant, and a key.
 
     .. math:: (b + (1 - b) s_x) / \sqrt{b^2 + (1 - b)^2 + 2 b (1 - b) s_x}
+
+    Args:
+        query: Unit-norm queries.
+        x: Cosine of the query with the key.
+        b: Share of the query.
     """
-    b = b.to(similarity.dtype)
-    x = similarity.gather(1, column[0])
     norm = (b**2 + (1 - b) ** 2 + 2 * b * (1 - b) * x.detach()).sqrt()
     itself = (query * query.detach()).sum(dim=1, keepdim=True)  # 1, with the query as its gradient
     return (b * itself + (1 - b) * x) / norm.clamp(min=1e-12)
@@ -130,15 +152,45 @@ def query_similarity(
 def pair_products(
     keys: Float[Tensor, "*per_query K D"], first: Int64[Tensor, "B s"], second: Int64[Tensor, "B s"]
 ) -> Float[Tensor, "B s"]:
-    """Dot products of the keys in two columns of each row; a few rows at a time, to keep what is gathered in the cache."""
-    rows = max(1, PAIR_FLOATS // max(1, first.shape[1] * keys.shape[-1]))
-    products = []
-    for i in range(0, len(first), rows):
-        part = slice(i, i + rows)
-        if keys.ndim == 2:
-            x, y = keys[first[part]], keys[second[part]]
-        else:
-            x, y = (keys[part].gather(1, at[part, :, None].expand(-1, -1, keys.shape[-1])) for at in (first, second))
-        wide = torch.promote_types(keys.dtype, torch.float32)  # keys may be kept in bfloat16
-        products.append((x.to(wide) * y.to(wide)).sum(dim=-1))
-    return torch.cat(products)
+    """Dot products of the keys in two columns of each row, in float32 at least."""
+    products = torch.empty(first.shape, dtype=torch.promote_types(keys.dtype, torch.float32), device=keys.device)
+    for part in _row_parts(len(first), first.shape[1] * keys.shape[-1]):
+        products[part] = torch.linalg.vecdot(_gathered(keys, part, first), _gathered(keys, part, second))
+    return products
+
+
+class _OfColumns(torch.autograd.Function):
+    """Entries of the table with gradient to the query only, as a weighted sum of keys.
+
+    A gather from the table would give the same and fill a second (B, K) table for it, and reach keys that are trained.
+    """
+
+    @staticmethod
+    def forward(ctx, query, keys, table, column):
+        ctx.save_for_backward(keys, column)
+        return table.gather(1, column)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        keys, column = ctx.saved_tensors
+        for_query = grad.new_empty(len(grad), keys.shape[-1])
+        for part in _row_parts(len(grad), column.shape[1] * keys.shape[-1]):
+            chosen = _gathered(keys, part, column).to(grad.dtype)
+            for_query[part] = (grad[part, None] @ chosen).squeeze(1)
+        return for_query, None, None, None
+
+
+def _gathered(keys: Tensor, part: slice, column: Tensor) -> Tensor:
+    """Keys in some rows' columns, (rows, s, D); ``index_select`` is three times as fast as indexing on a CPU."""
+    column = column[part]
+    if keys.ndim == 3:  # per query: lay all rows' keys in one list
+        column = column + keys.shape[1] * torch.arange(part.start, part.stop, device=keys.device)[:, None]
+    rows = keys.flatten(0, -2).index_select(0, column.flatten()).unflatten(0, column.shape)
+    return rows.to(torch.promote_types(keys.dtype, torch.float32))  # keys may be kept in bfloat16
+
+
+def _row_parts(rows: int, numbers_per_row: int) -> Iterator[slice]:
+    """The rows in parts of about ``CHUNK`` numbers, at least one row each."""
+    step = max(1, CHUNK // max(1, numbers_per_row))
+    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))

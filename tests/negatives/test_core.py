@@ -30,6 +30,28 @@ def test_the_own_image_is_always_removed_and_nothing_else(table):
     assert table.log_weight[table.kept].abs().sum() == 0
 
 
+def test_keys_per_query_give_the_table_of_shared_keys_where_they_are_equal():
+    from contrastneg.negatives import Negatives
+
+    generator = torch.Generator().manual_seed(5)
+    query, keys = torch.randn(4, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    key_id = torch.tensor([0, 3, 3, -1, 7, 8, 9, 2, -1])
+    shared = Negatives.of(query, query, keys, query_id=torch.arange(4), key_id=key_id)
+    own = Negatives.of(query, query, keys.expand(4, 9, 6), query_id=torch.arange(4), key_id=key_id.expand(4, 9))
+    assert_close(own.similarity, shared.similarity)
+    assert torch.equal(own.log_weight, shared.log_weight)
+    assert (own.n_keys, own.appended(torch.zeros(4, 2)).similarity.shape) == (9, (4, 11))
+
+
+def test_half_precision_under_autocast_is_scored_in_float32():
+    from contrastneg.negatives import Negatives
+
+    query, keys = torch.randn(4, 6).bfloat16(), torch.randn(9, 6).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        table = Negatives.of(query, query, keys, query_id=torch.arange(4), key_id=torch.arange(9, 18))
+    assert_close(table.similarity, query.float() @ keys.float().T)
+
+
 def test_appended_candidates_count_once_and_have_no_image(table):
     grown = table.appended(torch.full((3, 2), 0.25, dtype=torch.double))
     assert grown.similarity.shape == grown.log_weight.shape == (3, 7)

@@ -38,11 +38,12 @@ def drawn(count, partners, seed=3):
 
 
 def test_similarities_of_pair_mixes_and_their_gradient_are_those_of_the_mixes_made():
-    from contrastneg.negatives.synthesize import pair_similarity
+    from contrastneg.negatives.synthesize import pair_products, pair_similarity
 
     negatives = table(grad=True)
     column, a = drawn(30, 2)
-    found = pair_similarity(negatives.keys, negatives.similarity, column, a)
+    x, y = (negatives.similarity.gather(1, one) for one in column)
+    found = pair_similarity(x, y, pair_products(negatives.keys, *column), a)
     made = torch.einsum("bd,bsd->bs", negatives.query, mixes(negatives, column, a))
     assert_close(found, made)
     weight = unit(5, 30, seed=5)
@@ -61,7 +62,7 @@ def test_similarities_of_query_mixes_and_their_gradient_hold_the_query_inside_co
     inside = negatives.query.detach()[:, None]
     mix = torch.nn.functional.normalize(b[..., None] * inside + (1 - b[..., None]) * negatives.keys[column[0]], dim=-1)
     made = torch.einsum("bd,bsd->bs", negatives.query, mix)
-    found = query_similarity(negatives.query, negatives.similarity, column, b)
+    found = query_similarity(negatives.query, negatives.similarity.gather(1, column[0]), b)
     assert_close(found, made)
     assert (found >= negatives.similarity.gather(1, column[0]) - 1e-12).all()
     weight = unit(5, 30, seed=5)
@@ -79,7 +80,7 @@ def test_the_tangential_gradient_of_an_even_query_mix_at_cosine_a_half_is_0577()
     key = torch.tensor([[0.5, math.sqrt(0.75)]], dtype=torch.double)
     similarity = query @ key.T
     half = torch.full((1, 1), 0.5, dtype=torch.double)
-    mixed = query_similarity(query, similarity, torch.zeros(1, 1, 1, dtype=torch.long), half)
+    mixed = query_similarity(query, similarity, half)
     assert mixed.item() == pytest.approx(math.sqrt(1.5 / 2))
     ratio = torch.autograd.grad(mixed.sum(), z, retain_graph=True)[0] / torch.autograd.grad(similarity.sum(), z)[0]
     assert ratio[0, 1].item() == pytest.approx(0.5 / math.sqrt(0.75), abs=1e-4)  # .2887 if it were not held constant
@@ -87,16 +88,67 @@ def test_the_tangential_gradient_of_an_even_query_mix_at_cosine_a_half_is_0577()
 
 @pytest.mark.parametrize("a", [0.0, 1.0])
 def test_mixes_of_one_part_are_the_originals(a):
-    from contrastneg.negatives.synthesize import pair_similarity, query_similarity
+    from contrastneg.negatives.synthesize import pair_products, pair_similarity, query_similarity
 
     negatives = table()
     column, _ = drawn(20, 2)
     whole = torch.full((5, 20), a, dtype=torch.double)
-    expected = negatives.similarity.gather(1, column[0 if a else 1])
-    assert_close(pair_similarity(negatives.keys, negatives.similarity, column, whole), expected)
+    x, y = (negatives.similarity.gather(1, one) for one in column)
+    assert_close(pair_similarity(x, y, pair_products(negatives.keys, *column), whole), x if a else y)
     if a == 0:
-        found = query_similarity(negatives.query, negatives.similarity, column[:1], whole)
-        assert_close(found, negatives.similarity.gather(1, column[0]))
+        assert_close(query_similarity(negatives.query, x, whole), x)
+
+
+@pytest.mark.parametrize("keys_of", ["shared", "per query", "trained"])
+def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(keys_of):
+    from contrastneg.negatives import MoCHi, Negatives
+    from contrastneg.negatives.synthesize import draw
+
+    query, keys = unit(5, 8).requires_grad_(), unit(40, 8, seed=2)
+    ids = torch.arange(100, 140)
+    if keys_of == "per query":
+        keys, ids = unit(5, 40, 8, seed=2), ids.expand(5, 40)
+    if keys_of != "shared":
+        keys.requires_grad_()
+    negatives = Negatives.of(query, unit(5, 8, seed=1), keys, query_id=torch.arange(5), key_id=ids)
+    weight = unit(5, 37, seed=4)
+    found = MoCHi(pool=6, pair_mixes=30, query_mixes=7)(negatives, clock()).similarity[:, 40:]
+
+    every = keys.detach().expand(5, 40, 8)
+    hardest = torch.einsum("bd,bkd->bk", query.detach(), every).topk(6, dim=1).indices
+    draws, full = clock().generator("MoCHi"), torch.full((5,), 6)
+    (x, y), a = draw(full, 30, 2, 1.0, torch.double, draws)
+    (z,), b = draw(full, 7, 1, 0.5, torch.double, draws)
+    key = [every.gather(1, hardest.gather(1, rank)[..., None].expand(-1, -1, 8)) for rank in (x, y, z)]
+    a, b = a[..., None], b[..., None]
+    mixed = torch.cat([a * key[0] + (1 - a) * key[1], b * query.detach()[:, None] + (1 - b) * key[2]], dim=1)
+    made = torch.einsum("bd,bsd->bs", query, torch.nn.functional.normalize(mixed, dim=-1))
+    assert_close(found, made)
+    assert_close(*(torch.autograd.grad((of * weight).sum(), query)[0] for of in (found, made)))
+
+
+@pytest.mark.parametrize(("columns", "count"), [(7, 7), (300, 5), (301, 12), (1003, 100)])
+def test_the_hardest_in_two_steps_are_those_of_a_full_sort_without_the_removed(columns, count):
+    from contrastneg.negatives.synthesize import hardest_columns
+
+    generator = torch.Generator().manual_seed(columns)
+    similarity = torch.rand(4, columns, generator=generator)
+    kept = torch.rand(4, columns, generator=generator) < 0.8
+    kept[3] = False
+    kept[3, ::100] = True  # fewer than asked for: the removed ones come last
+    found = hardest_columns(similarity, kept, count)
+    ranked = similarity.masked_fill(~kept, -torch.inf)
+    assert_close(ranked.gather(1, found), ranked.sort(dim=1, descending=True).values[:, :count])
+    assert all(row.unique().numel() == count for row in found)
+
+
+def test_the_number_of_mixes_may_follow_a_schedule():
+    from contrastneg.negatives import MoCHi
+    from contrastneg.schedules import Linear
+
+    mochi = MoCHi(pool=Linear(4, 20), pair_mixes=Linear(0, 100), query_mixes=0, warmup_epochs=0)
+    assert mochi(table(), clock(step=0)).similarity.shape == (5, 40)
+    assert mochi(table(), clock(step=50)).similarity.shape == (5, 90)
 
 
 def test_before_the_warm_up_is_over_and_without_mixes_the_table_is_the_same_object():
