@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from contrastneg import distributed
@@ -51,22 +51,49 @@ def extract(
         for images, position in data.feature_batches(split, device):
             rows.append(encoder(images.double() if dtype == torch.float64 else images).float())
             positions.append(position)
-    x = distributed.all_gather(torch.cat(rows)).cpu()
-    position = distributed.all_gather(torch.cat(positions).to(device)).cpu()
+    width = distributed.largest(rows[0].shape[1] if rows else 0)  # a rank without images learns the width from others
+    own = torch.cat([torch.empty(0, width, device=device), *rows])
+    order = torch.cat([torch.empty(0, dtype=torch.long), *positions]).to(device)
+    x, position = distributed.all_gather(own).cpu(), distributed.all_gather(order).cpu()
     return Features(x[position.argsort()], data.labels(split))
+
+
+def finite_rows(x: Float[Tensor, "N F"]) -> Bool[Tensor, " N"]:
+    """Which rows hold finite numbers only."""
+    return x.amax(dim=1).isfinite() & x.amin(dim=1).isfinite()  # both carry NaN, and neither copies x
+
+
+def check_labels(labels: Int64[Tensor, " N"], num_classes: int, where: str) -> None:
+    """Refuse labels that are not among the classes, before they index anything.
+
+    Args:
+        labels: Labels, -1 unknown.
+        num_classes: Number of classes.
+        where: What the labels belong to, for the message.
+
+    Raises:
+        ValueError: A label is num_classes or more.
+    """
+    if len(labels) and int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"label {int(labels.max())} of the {where} is not among {num_classes} classes (0 to {num_classes - 1}): "
+            "give as many classes as there are, or number the labels without gaps"
+        )
 
 
 @contextmanager
 def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode with rank 0's buffers on all ranks; modes and own buffers are restored afterwards."""
+    """Evaluation mode with rank 0's buffers on all ranks; modes, own buffers and random generators are restored afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     own = {name: buffer.clone() for name, buffer in encoder.named_buffers()} if distributed.world_size() > 1 else {}
+    devices = {p.device for p in encoder.parameters() if p.device.type == "cuda"}
     encoder.eval()
     try:
         for name, buffer in encoder.named_buffers():
             if name in own:
                 dist.broadcast(buffer, src=0)
-        yield
+        with torch.random.fork_rng(list(devices)):  # a loader draws its workers' seed from the global generator
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

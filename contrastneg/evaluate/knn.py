@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from contrastneg.evaluate.features import Features
+from contrastneg import distributed
+from contrastneg.evaluate.features import Features, check_labels, finite_rows
+from contrastneg.evaluate.neighbours import nearest, unit_rows
 
-BANK_TILE = 8192  # bank rows per product; fixed, so that rounding does not depend on how queries are chunked
-QUERY_TILE = 64
+RANKED = 5  # classes that an answer lists at most
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,15 @@ class KnnScore:
     """What a reader of the score must know."""
 
 
-def knn_score(bank: Features, queries: Features, *, k: int, temperature: float, num_classes: int) -> KnnScore:
+def knn_score(
+    bank: Features,
+    queries: Features,
+    *,
+    k: int,
+    temperature: float,
+    num_classes: int,
+    across_ranks: bool = False,
+) -> KnnScore:
     """Score queries by the labelled images of a bank; images without a label are left out of both.
 
     Args:
@@ -38,25 +46,25 @@ def knn_score(bank: Features, queries: Features, *, k: int, temperature: float, 
         k: Neighbours that vote, at least 1.
         temperature: Temperature of the votes' weights, above 0.
         num_classes: Number of classes.
+        across_ranks: Each rank answers its share of the queries. All ranks must call with the same features, and all get
+            the same score.
 
     Raises:
-        ValueError: Nothing in the bank or the queries has a label, or k or temperature is out of range.
+        ValueError: Nothing in the bank or the queries has a label, a label is not among the classes, or k or temperature
+            is out of range.
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
         raise ValueError("kNN needs labelled images in the bank and among the queries: there are none")
-    labels = queries.labels[asked]
-    found = knn_predict(
-        bank.x[known], bank.labels[known], queries.x[asked], k=k, temperature=temperature, num_classes=num_classes
-    )
-    hits = found == labels[:, None]
-    notes = []
-    if k > int(known.sum()):
-        notes.append(f"k is {k} but the bank has {int(known.sum())} labelled images: all of them vote")
-    if num_classes == 1:
-        notes.append("there is one class only: the score is meaningless")
-    top5 = hits.any(dim=1).float().mean().item() if num_classes > 5 else None
-    return KnnScore(hits[:, 0].float().mean().item(), top5, min(k, int(known.sum())), temperature, tuple(notes))
+    x, y, labels = bank.x[known], bank.labels[known], queries.labels[asked]
+    check_labels(y, num_classes, "bank")
+    check_labels(labels, num_classes, "queries")
+    own = slice(distributed.rank(), None, distributed.world_size()) if across_ranks else slice(None)
+    found = knn_predict(x, y, queries.x[asked][own], k=k, temperature=temperature, num_classes=num_classes)
+    right = (found == labels[own, None]).cumsum(dim=1)[:, [0, -1]]
+    top1, top5 = (_all_ranks(right) if across_ranks else right).double().mean(dim=0).tolist()
+    notes = _notes(x, queries.x[asked], k, num_classes)
+    return KnnScore(top1, top5 if num_classes > RANKED else None, min(k, len(y)), temperature, notes)
 
 
 def knn_predict(
@@ -75,59 +83,63 @@ def knn_predict(
     decided by the lower bank index, equal votes by the lower class.
 
     Args:
-        bank: Features that vote.
-        bank_labels: Their classes, 0 to num_classes - 1.
+        bank: Features that vote; a row that is not finite has no vote.
+        bank_labels: Their classes, 0 to num_classes - 1; -1 has no vote.
         queries: Features that are asked about.
         k: Neighbours that vote; at most N do.
         temperature: T above 0.
         num_classes: Number of classes.
-        chunk: Queries worked on between two releases of memory; does not change the result.
+        chunk: Queries worked on at a time; does not change the result.
 
     Returns:
-        Classes (M, min(5, num_classes)).
+        Classes (M, min(5, num_classes)); -1 where fewer classes were voted for, and for queries that are not finite.
 
     Raises:
         ValueError: k, temperature or chunk is out of range.
     """
     if k < 1 or temperature <= 0 or chunk < 1:
         raise ValueError(f"k is {k}, temperature {temperature}, chunk {chunk}: give k, chunk >= 1 and temperature > 0")
-    bank = F.normalize(bank.float(), dim=1)
-    ranked = min(5, num_classes)
-    answers = []
-    for part in queries.split(chunk):
-        for tile in part.split(QUERY_TILE):
-            similarity, index = nearest(F.normalize(tile.float(), dim=1), bank, min(k, len(bank)))
-            answers.append(vote(similarity, bank_labels[index], temperature, ranked, num_classes))
-    return torch.cat(answers) if answers else torch.empty(0, ranked, dtype=torch.long)
-
-
-def nearest(
-    query: Float[Tensor, "m F"], bank: Float[Tensor, "N F"], k: int
-) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
-    """The k most similar rows of the bank for each query, by a running top-k over tiles of the bank."""
-    padded = F.pad(query, (0, 0, 0, QUERY_TILE - len(query)))  # products of one shape round alike, whatever the chunk
-    best = query.new_empty(len(query), 0)
-    index = torch.empty(len(query), 0, dtype=torch.long)
-    for start in range(0, len(bank), BANK_TILE):
-        tile = bank[start : start + BANK_TILE]
-        similarity = (padded @ tile.T)[: len(query)]
-        value, place = similarity.topk(min(k, len(tile)), dim=1)
-        best, index = torch.cat([best, value], dim=1), torch.cat([index, place + start], dim=1)
-        order = index.argsort(dim=1)  # by index first, so that the stable sort lets the lower index win
-        best, index = best.gather(1, order), index.gather(1, order)
-        order = best.argsort(dim=1, descending=True, stable=True)[:, :k]
-        best, index = best.gather(1, order), index.gather(1, order)
-    return best, index
+    votes, asked = finite_rows(bank) & (bank_labels >= 0), finite_rows(queries)
+    if not votes.all():
+        bank, bank_labels = bank[votes], bank_labels[votes]
+    answers = bank_labels.new_full((len(queries), min(RANKED, num_classes)), -1)
+    if len(bank) and asked.any():
+        cosine, index = nearest(unit_rows(queries[asked]), unit_rows(bank), min(k, len(bank)), chunk)
+        answers[asked] = vote(cosine, bank_labels[index], temperature, answers.shape[1])
+    return answers
 
 
 def vote(
-    similarity: Float[Tensor, "m k"],
-    labels: Int64[Tensor, "m k"],
-    temperature: float,
-    ranked: int,
-    num_classes: int,
-) -> Int64[Tensor, "m ranked"]:
-    """Classes by the sum of their votes; memory is (m, num_classes) for a tile of queries only."""
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the largest: no overflow
-    votes = torch.zeros(len(similarity), num_classes).scatter_add_(1, labels, weight)
-    return votes.argsort(dim=1, descending=True, stable=True)[:, :ranked]
+    cosine: Float64[Tensor, "M k"], labels: Int64[Tensor, "M k"], temperature: float, ranked: int
+) -> Int64[Tensor, "M ranked"]:
+    """Classes by the sum of their votes, most votes first; -1 where fewer classes got any. Memory does not grow with classes."""
+    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # relative to the largest: no overflow
+    labels, order = labels.sort(dim=1, stable=True)
+    starts = torch.nn.functional.pad(labels[:, 1:] != labels[:, :-1], (1, 0))
+    place = starts.cumsum(dim=1)  # which of the query's classes, counted in the order of labels
+    votes = torch.zeros_like(weight).scatter_add_(1, place, weight.gather(1, order))
+    classes = torch.full_like(labels, -1).scatter_(1, place, labels)
+    votes.masked_fill_(classes < 0, -1.0)
+    best = votes.argsort(dim=1, descending=True, stable=True)[:, :ranked]
+    return torch.nn.functional.pad(classes.gather(1, best), (0, ranked - best.shape[1]), value=-1)
+
+
+def _all_ranks(right: Tensor) -> Tensor:
+    device = "cuda" if distributed.world_size() > 1 and torch.distributed.get_backend() == "nccl" else right.device
+    return distributed.all_gather(right.to(device)).cpu()
+
+
+def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int) -> tuple[str, ...]:
+    lost, unanswered = int((~finite_rows(bank)).sum()), int((~finite_rows(queries)).sum())
+    notes = []
+    if k > len(bank):
+        notes.append(f"k is {k} but the bank has {len(bank)} labelled images: all of them vote")
+    if num_classes == 1:
+        notes.append("there is one class only: the score is meaningless")
+    elif num_classes <= RANKED:
+        notes.append(f"there are {num_classes} classes: a top-5 score would always be 1 and is left out")
+    if lost:
+        notes.append(f"{lost} of {len(bank)} features of the bank are not finite: they do not vote")
+    if unanswered:
+        notes.append(f"{unanswered} of {len(queries)} features of the queries are not finite: they count as wrong")
+    return tuple(notes)

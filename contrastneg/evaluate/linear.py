@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastneg.evaluate.features import Features
+from contrastneg.evaluate.features import Features, check_labels, finite_rows
 from contrastneg.randomness import generator
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # weight of the squared norm in the mean loss
 HELD_OUT = 5  # every fifth bank image chooses among them
 CHOOSING = 10_000  # at most so many bank images take part in the choice
 ITERATIONS = 100
+CURVATURE_ROWS = 5_000  # rows that estimate the curvature; it shapes the steps, not where they end
+LOGITS = 2**24  # logits computed at a time: memory does not grow with images times classes
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,11 @@ class LinearScore:
     """Share of queries that a linear classifier gets right."""
 
     top1: float
-    """Share of queries whose class is right, in [0, 1]."""
+    """Share of labelled queries whose class is right, in [0, 1]; features that are not finite count as wrong."""
     regularisation: float
     """The chosen strength."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the score must know."""
 
 
 def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: int) -> LinearScore:
@@ -39,25 +43,51 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
         seed: Which fifth chooses.
 
     Raises:
-        ValueError: Nothing in the bank or the queries has a label.
+        ValueError: Nothing in the bank or the queries has a label, or a label is not among the classes.
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
         raise ValueError("a linear score needs labelled images in the bank and among the queries: there are none")
-    x, y = bank.x[known], bank.labels[known]
+    check_labels(bank.labels, num_classes, "bank")
+    check_labels(queries.labels, num_classes, "queries")
+    learned, answered = known & finite_rows(bank.x), asked & finite_rows(queries.x)
+    notes = tuple(
+        f"{int(all_rows.sum() - finite.sum())} of {int(all_rows.sum())} features of the {name} are not finite: {what}"
+        for name, all_rows, finite, what in (
+            ("bank", known, learned, "they are left out"),
+            ("queries", asked, answered, "they count as wrong"),
+        )
+        if not torch.equal(all_rows, finite)
+    )
+    if not learned.any() or not answered.any():
+        return LinearScore(0.0, STRENGTHS[1], notes)
+    x, y = bank.x[learned], bank.labels[learned]
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
     x = (x - mean) / deviation
+    strength = choose_strength(x, y, num_classes, seed)
+    weight = fit(x, y, num_classes, strength)
+    right = hits(weight, (queries.x[answered] - mean) / deviation, queries.labels[answered])
+    return LinearScore(right * int(answered.sum()) / int(asked.sum()), strength, notes)
+
+
+def choose_strength(x: Float[Tensor, "N F"], y: Int64[Tensor, " N"], num_classes: int, seed: int) -> float:
+    """The strength that does best on a held-out fifth of the rows; the stronger one among equals.
+
+    Args:
+        x: Standardised features.
+        y: Classes.
+        num_classes: Number of classes.
+        seed: Which rows are held out.
+    """
     order = torch.randperm(len(x), generator=generator(seed, "linear"))[:CHOOSING]
     chooses, learns = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
-    strength = STRENGTHS[1]
-    if len(chooses):
-        accuracy, weight = [], None
-        for candidate in reversed(STRENGTHS):  # from the smoothest on, each starts where the last one ended
-            weight = fit(x[learns], y[learns], num_classes, candidate, weight)
-            accuracy.append((hits(weight, x[chooses], y[chooses]), candidate))
-        strength = max(accuracy)[1]
-    weight = fit(x, y, num_classes, strength)
-    return LinearScore(hits(weight, (queries.x[asked] - mean) / deviation, queries.labels[asked]), strength)
+    if not len(chooses):
+        return STRENGTHS[1]
+    accuracy, weight = [], None
+    for candidate in reversed(STRENGTHS):  # from the smoothest on, each starts where the last one ended
+        weight = fit(x[learns], y[learns], num_classes, candidate, weight)
+        accuracy.append((hits(weight, x[chooses], y[chooses]), candidate))
+    return max(accuracy)[1]
 
 
 def fit(
@@ -67,7 +97,10 @@ def fit(
     strength: float,
     start: Float[Tensor, "C F1"] | None = None,
 ) -> Float[Tensor, "C F1"]:
-    """Weights and, in the last column, biases of the regularised least mean cross-entropy, by L-BFGS.
+    r"""Weights and, in the last column, biases of the regularised least mean cross-entropy, by L-BFGS.
+
+    Features of an encoder are correlated, which makes plain L-BFGS slow. It works on :math:`V = W L` instead, with
+    :math:`L L^T = X^T X / (N C) + 2 \lambda I` about the curvature of the loss: 30 to 50 steps whatever the features.
 
     Args:
         x: Standardised features.
@@ -76,23 +109,37 @@ def fit(
         strength: Weight of the squared norm of the weights; biases are free.
         start: Where to begin; zero if None.
     """
-    weight = torch.zeros(num_classes, x.shape[1] + 1) if start is None else start.clone()
-    weight.requires_grad_()
+    some = x[:: max(1, len(x) // CURVATURE_ROWS)]
+    curvature = some.T @ some / (len(some) * num_classes)
+    root = torch.linalg.cholesky(curvature + 2 * strength * torch.eye(x.shape[1]))
+    scaled, bias = torch.zeros(num_classes, x.shape[1]), torch.zeros(num_classes)
+    if start is not None:
+        scaled, bias = start[:, :-1] @ root, start[:, -1].clone()
+    scaled.requires_grad_()
+    bias.requires_grad_()
     solver = torch.optim.LBFGS(
-        [weight], max_iter=ITERATIONS, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [scaled, bias], max_iter=ITERATIONS, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
+    rows = max(1, LOGITS // num_classes)
 
     def loss() -> float:
         solver.zero_grad()
-        value = (
-            F.cross_entropy(F.linear(x, weight[:, :-1], weight[:, -1]), y) + strength * weight[:, :-1].square().sum()
-        )
-        value.backward()
-        return value.item()
+        weight = torch.linalg.solve_triangular(root, scaled, upper=False, left=False)
+        constant = weight.detach().requires_grad_()  # gradients of the chunks meet here and pass on together
+        penalty = strength * constant.square().sum()
+        penalty.backward()
+        value = penalty.item()
+        for part, labels in zip(x.split(rows), y.split(rows), strict=True):
+            mean = F.cross_entropy(F.linear(part, constant, bias), labels, reduction="sum") / len(x)
+            mean.backward()
+            value += mean.item()
+        weight.backward(constant.grad)
+        return value
 
     with torch.enable_grad():
         solver.step(loss)
-    return weight.detach()
+    weight = torch.linalg.solve_triangular(root, scaled.detach(), upper=False, left=False)
+    return torch.cat([weight, bias.detach()[:, None]], dim=1)
 
 
 def hits(weight: Float[Tensor, "C F1"], x: Float[Tensor, "M F"], y: Int64[Tensor, " M"]) -> float:

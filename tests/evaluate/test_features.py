@@ -74,3 +74,61 @@ def test_half_precision_gives_float32_features_near_the_exact_ones(data, encoder
     assert 0 < (half - exact).abs().max() < 0.05 * exact.abs().max()
     double = extract(encoder.double(), data, "test", torch.device("cpu"), torch.float64).x
     assert_close(double, exact, rtol=1e-4, atol=1e-4)
+
+
+RANKS = """
+import sys, torch, torch.distributed as dist
+from contrastneg import Views
+from contrastneg.data.module import PretrainData
+from contrastneg.data.sources import in_memory_set
+from contrastneg.evaluate.features import extract
+from contrastneg.evaluate.knn import knn_score
+from contrastneg.evaluate.online import OnlineProbe
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+draw = torch.Generator().manual_seed(0)
+pixels = torch.randint(0, 256, (23, 3, 16, 16), generator=draw, dtype=torch.uint8)
+pictures = in_memory_set(pixels, torch.arange(23) % 3, name="pictures")
+one = in_memory_set(pixels[:1], torch.zeros(1, dtype=torch.long), name="one")
+torch.manual_seed(0)
+encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+def result():
+    data = PretrainData(pictures, Views(size=16), pictures, one, batch_size=8)
+    bank, query = (extract(encoder, data, split, torch.device("cpu")) for split in ("train", "test"))
+    score = knn_score(bank, bank, k=3, temperature=0.1, num_classes=3, across_ranks=True)
+    return {"bank": bank.x, "labels": bank.labels, "one": query.x, "top1": score.top1}
+whole = result()
+dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+encoder[1].running_mean += rank  # statistics drift apart on two ranks; those of rank 0 count
+shared = result()
+probe = OnlineProbe(3, torch.arange(3), lr=0.1)
+for step in range(3):
+    mine = slice(0, 9) if rank == 0 else slice(9, 23)
+    probe.learn(whole["bank"][mine], pictures.labels[mine])
+alone = OnlineProbe(3, torch.arange(3), lr=0.1)
+dist.destroy_process_group()
+for step in range(3):
+    alone.learn(whole["bank"], pictures.labels)
+torch.save({"whole": whole, "shared": shared, "probe": probe.layer.state_dict(), "alone": alone.layer.state_dict(),
+            "own": encoder[1].running_mean - rank}, out)
+"""
+
+
+def test_two_processes_get_what_one_gets_also_where_one_has_no_image(tmp_path):
+    import subprocess
+    import sys
+
+    store = (tmp_path / "store").as_uri()
+    command = [sys.executable, "-c", RANKS]
+    processes = [
+        subprocess.Popen([*command, str(rank), store, str(tmp_path / f"{rank}.pt")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for found in (first, second):
+        assert_close(found["shared"], first["whole"])
+        assert_close(found["own"], torch.zeros(4))  # each rank has its own statistics back
+        assert_close(found["probe"], first["alone"])
+    assert all(torch.equal(tensor, second["probe"][name]) for name, tensor in first["probe"].items())

@@ -144,3 +144,30 @@ def test_values_out_of_range_are_refused(wrong):
     bank = features(10)
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}"):
         knn_predict(bank.x, bank.labels, bank.x, **{"k": 1, "temperature": 0.1, "num_classes": 10, **wrong})
+
+
+def test_labels_with_a_gap_are_refused_before_they_index_anything():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.knn import knn_score
+
+    gap = Features(torch.randn(4, 3), torch.tensor([0, 1, 2, 5]))
+    with pytest.raises(ValueError, match="label 5 of the bank is not among 4 classes"):
+        knn_score(gap, gap, k=1, temperature=0.1, num_classes=4)
+
+
+def test_features_that_are_not_finite_neither_vote_nor_are_right_and_are_counted():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.knn import knn_score
+
+    bank = features(100)
+    broken = bank.x.clone()
+    broken[:10] = torch.nan
+    broken[10, 3] = torch.inf
+    score = knn_score(
+        Features(broken, bank.labels), Features(broken, bank.labels), k=1, temperature=0.1, num_classes=10
+    )
+    assert score.top1 == 0.89
+    assert "11 of 100 features of the bank" in score.notes[0]
+    assert "11 of 100 features of the queries" in score.notes[1]
+    dead = Features(torch.full_like(bank.x, torch.nan), bank.labels)
+    assert knn_score(dead, dead, k=1, temperature=0.1, num_classes=10).top1 == 0

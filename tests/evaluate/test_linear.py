@@ -67,3 +67,39 @@ def test_the_score_repeats_and_unlabelled_images_are_left_out():
     assert linear_score(more, test, num_classes=5, seed=3) == first
     with pytest.raises(ValueError, match="there are none"):
         linear_score(Features(train.x, torch.full((300,), -1)), test, num_classes=5, seed=0)
+
+
+def test_features_that_are_not_finite_are_left_out_and_counted():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.linear import linear_score
+
+    train, test = blobs(500, 0.05, 1), blobs(200, 0.05, 2)
+    test.x[:50] = torch.nan
+    train.x[:3] = torch.inf
+    score = linear_score(train, test, num_classes=5, seed=0)
+    assert score.top1 == 0.75
+    assert "3 of 500 features of the bank" in score.notes[0]
+    dead = Features(torch.full_like(train.x, torch.nan), train.labels)
+    assert linear_score(dead, test, num_classes=5, seed=0).top1 == 0
+
+
+def test_correlated_features_are_fitted_to_the_end_in_chunks_of_any_size(monkeypatch):
+    from contrastneg.evaluate import linear
+
+    train = blobs(2000, 1.0, 1, width=40)
+    mix = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3)))[0]
+    x = train.x @ (mix * torch.logspace(0, -3, 40)[:, None])
+    x = (x - x.mean(0)) / x.std(0)
+
+    def objective(weight):
+        weight = weight.double()
+        logits = x.double() @ weight[:, :-1].T + weight[:, -1]
+        return torch.nn.functional.cross_entropy(logits, train.labels) + 1e-3 * weight[:, :-1].square().sum()
+
+    found = linear.fit(x, train.labels, 5, 1e-3)
+    monkeypatch.setattr(linear, "LOGITS", 5 * 300)
+    chunked = linear.fit(x, train.labels, 5, 1e-3)
+    monkeypatch.setattr(linear, "ITERATIONS", 5000)
+    least = objective(linear.fit(x, train.labels, 5, 1e-3))
+    assert objective(found) < least + 1e-5
+    assert objective(chunked) < least + 1e-5

@@ -73,9 +73,9 @@ def test_a_probe_that_learns_gets_better_and_one_of_rate_zero_stays(pictures):
     for lr, low, high in ((0.0, 0.0, 0.3), (0.05, 0.9, 1.0)):
         one = probe(pictures, lr=lr)
         for _ in range(60):
-            one.right, one.seen = 0.0, 0
-            one._learn(*one._classifier(16, features.device), features, pictures.labels)
-        assert low <= one.right / one.seen <= high
+            one.right, one.seen = 0, 0
+            one.learn(features, pictures.labels)
+        assert low <= float(one.right) / float(one.seen) <= high
 
 
 def test_the_probe_reads_the_backbone_and_not_the_projector(pictures):
@@ -93,9 +93,9 @@ def test_the_probe_restored_from_its_state_goes_on_as_if_unbroken(pictures):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     features = torch.randn(6, 64)
     for one in (whole, resumed):
-        one._learn(*one._classifier(64, features.device), features, pictures.labels[:6])
+        one.learn(features, pictures.labels[:6])
     assert_same(whole.layer, resumed.layer)
-    assert (whole.right, whole.seen) == (resumed.right, resumed.seen)
+    assert (int(whole.right), int(whole.seen)) == (int(resumed.right), int(resumed.seen))
 
 
 def test_a_probe_resumed_between_epochs_counts_the_new_epoch_from_zero(pictures):
@@ -106,9 +106,28 @@ def test_a_probe_resumed_between_epochs_counts_the_new_epoch_from_zero(pictures)
     resumed = probe(pictures)
     resumed.load_state_dict(whole.state_dict())
     assert resumed.seen == 50
-    resumed.on_train_epoch_start(MagicMock(spec=pl.Trainer), pl.LightningModule())
-    resumed._learn(*resumed._classifier(64, torch.device("cpu")), torch.randn(6, 64), pictures.labels[:6])
+    outputs = {"features": torch.randn(6, 64), "image_id": pictures.image_id[:6]}
+    resumed.on_train_batch_end(MagicMock(spec=pl.Trainer, current_epoch=1), pl.LightningModule(), outputs, None, 0)
     assert resumed.seen == 6
+
+
+def test_a_batch_without_labels_or_with_features_that_are_not_finite_teaches_the_probe_nothing(pictures):
+    from contrastneg.evaluate.online import OnlineProbe
+
+    one = OnlineProbe(2, torch.tensor([0, 1, -1]))
+    one.learn(torch.randn(2, 8), torch.tensor([0, 1]))
+    before = {name: tensor.clone() for name, tensor in one.layer.state_dict().items()}
+    one.learn(torch.randn(2, 8), torch.tensor([-1, -1]))
+    one.learn(torch.full((2, 8), torch.nan), torch.tensor([0, 1]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.layer.state_dict().items())
+    assert int(one.seen) == 2
+
+
+def test_a_label_beyond_the_classes_is_refused_by_name(pictures):
+    from contrastneg.evaluate.online import OnlineProbe
+
+    with pytest.raises(ValueError, match="label 5 of the pretraining images is not among 4 classes"):
+        OnlineProbe(4, torch.tensor([0, 1, 2, 5]))
 
 
 def test_knn_along_the_way_changes_nothing_and_is_the_score_of_the_final_encoder(pictures):
@@ -122,8 +141,8 @@ def test_knn_along_the_way_changes_nothing_and_is_the_score_of_the_final_encoder
     assert knn.seconds > 0
 
 
-@pytest.mark.parametrize(("every", "epochs"), [(0, []), (2, [1, 3]), (3, [2])])
-def test_knn_comes_every_n_epochs(pictures, every, epochs):
+@pytest.mark.parametrize(("every", "epochs"), [(0, []), (2, [1, 3]), (3, [2, 3]), (9, [3])])
+def test_knn_comes_every_n_epochs_and_after_the_last(pictures, every, epochs):
     from contrastneg.evaluate.online import OnlineKnn
 
     fit(pictures, knn := OnlineKnn(every, k=5), epochs=4)
