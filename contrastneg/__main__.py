@@ -44,15 +44,19 @@ def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""
     from contrastneg.commandline import parse_check
     from contrastneg.data.scan import scan
-    from contrastneg.data.sources import open_source
+    from contrastneg.data.sources import NoSuchSplit, open_source
 
     options = parse_check(arguments)
-    source = open_source(options.data, root=options.root, labels=False if options.unlabelled else None)
-    report = scan(source, "skip")
-    print(*report.lines(), *source.notes, sep="\n")
-    for name, why in report.bad:
-        print(f"unreadable: {name}: {why}")
-    return 1 if report.bad else 0
+    labels = False if options.unlabelled else None
+    sources = [open_source(options.data, root=options.root, labels=labels)]
+    try:
+        sources.append(open_source(options.data, root=options.root, labels=labels, split="test"))
+    except NoSuchSplit:
+        print("one split only: no test images")
+    reports = [scan(source, "skip") for source in sources]
+    for source, report in zip(sources, reports, strict=True):
+        print(f"{source.split}:", *report.lines(), sep="\n  ")
+    return 1 if any(report.bad for report in reports) else 0
 
 
 @verb("report", "write a run's page anew from its records")

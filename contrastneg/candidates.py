@@ -60,7 +60,7 @@ class CandidateShares(Callback):
         if queue is None:
             key_id = distributed.all_gather(batch.image_id).cpu()
         else:
-            key_id = queue.candidates()[1].cpu()
+            key_id = queue.filled_keys()[1].cpu()
             pl_module.log("candidates/queue_fill", len(key_id) / len(queue.keys))
             if len(key_id):
                 pl_module.log("candidates/own", own_share(query_id, key_id))

@@ -36,7 +36,7 @@ class StartCard(Callback):
             ("views", "\n".join(describe(config.views))),
             ("method", method_line(pl_module, global_batch)),
             ("encoder", f"{backbone_name(pl_module)}, {human(trained)} parameters"),
-            ("schedule", schedule_line(trainer, global_batch, config.accumulate)),
+            ("schedule", schedule_line(trainer, global_batch, config, len(self.opened.train))),
             ("learning rate", effective_rate(pl_module).text),
             ("device", device_line(device)),
             ("run folder", str(self.folder)),
@@ -64,17 +64,55 @@ def backbone_name(method: pl.LightningModule) -> str:
     return f"{settings['name']} ({settings['stem']} stem)"
 
 
-def schedule_line(trainer: pl.Trainer, global_batch: int, accumulate: int) -> str:
+def schedule_line(trainer: pl.Trainer, global_batch: int, config: Pretrain, images: int) -> str:
     """Length of the run in words."""
-    steps = int(trainer.estimated_stepping_batches)
-    per_step = (
-        f"{global_batch} images per step" if accumulate == 1 else f"{accumulate} x {global_batch} images per step"
+    steps, windows = int(trainer.estimated_stepping_batches), config.accumulate
+    per_step = f"{global_batch} images" if windows == 1 else f"{windows} x {global_batch} images"
+    left_out = images % global_batch if config.drop_last else 0
+    rest = (
+        f"; {count_of(left_out, 'image')} of each epoch, drawn anew, fill no batch and are left out" if left_out else ""
     )
-    return f"{trainer.max_epochs} epochs, {steps:,} optimizer steps of {per_step}"
+    return f"{count_of(trainer.max_epochs or 0, 'epoch')}, {steps:,} optimizer steps of {per_step}{rest}"
 
 
 def device_line(device: Device) -> str:
     """Devices and arithmetic in words."""
     count = f"{device.nodes} x {device.devices}" if device.nodes > 1 else str(device.devices)
-    threads = f", {torch.get_num_threads()} threads" if device.accelerator == "cpu" else ""
+    threads = f", {count_of(torch.get_num_threads(), 'thread')}" if device.accelerator == "cpu" else ""
     return f"{count} x {device.accelerator}, {device.precision}{threads}"
+
+
+def count_of(number: int, thing: str) -> str:
+    """A number with its noun in the singular or plural."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
+    """What a queue that does not suit the number of images means for the run.
+
+    Args:
+        method: MoCo, or a method without a queue.
+        config: Settings of the run.
+        images: Images pretrained on.
+        world_size: Processes.
+    """
+    queue = getattr(method, "queue", None)
+    if queue is None:
+        return []
+    size, global_batch = len(queue.keys), config.batch_size * world_size
+    per_epoch = (images // global_batch * global_batch if config.drop_last else images) * (1 + method.symmetric)
+    pushed = per_epoch * config.epochs
+    if config.max_steps is not None:
+        pushed = min(pushed, config.max_steps * config.accumulate * global_batch * (1 + method.symmetric))
+    notes = []
+    if size > pushed:
+        notes.append(
+            f"the queue of {size:,} keys never fills: the run makes {pushed:,}, and until its end the loss rises with the "
+            "number of negatives (set --method.queue_size)"
+        )
+    elif size > per_epoch:
+        notes.append(
+            f"the queue of {size:,} keys is larger than an epoch of {per_epoch:,}: it holds keys of earlier epochs, several "
+            f"of each image, and the loss rises until it is full after {size / per_epoch:.1f} epochs"
+        )
+    return notes

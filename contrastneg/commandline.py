@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from contrastneg import negatives, schedules
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
+from contrastneg.helptext import add_positional, parser_of_verb
 from contrastneg.methods import MoCo, SimCLR
 from contrastneg.randomness import derive_seed
 
@@ -56,14 +57,11 @@ def read_config(run: Path) -> Pretrain:
 
 def pretrain_parser() -> ArgumentParser:
     """The parser of ``contrastneg pretrain``; help texts are the attribute docstrings of the settings."""
-    parser = ArgumentParser(
-        prog="contrastneg pretrain",
-        description=(
-            "Pretrain an image encoder without labels, then score it. The address of the data may stand first, without "
-            "--data. `--method.help MoCo` lists the settings of a method. `--resume RUN`, alone, continues a run."
-        ),
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = parser_of_verb(
+        "pretrain",
+        "Pretrain an image encoder without labels, then score it. The address of the data may stand first, without "
+        "--data. `--method.help MoCo` lists the settings of a method. `--resume RUN`, alone, continues a run.",
+        "[DATA] [--config FILE] [--NAME VALUE ...]",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; what stands later wins.")
     parser.add_class_arguments(Pretrain, as_group=False)
@@ -192,46 +190,38 @@ def class_named(path: str) -> type | None:
     return METHODS.get(name) or getattr(negatives, name, None) or getattr(schedules, name, None)
 
 
-def simple_parser(verb: str, **options: tuple[type, Any, str]) -> ArgumentParser:
-    """A parser of a few typed options."""
-    parser = ArgumentParser(prog=f"contrastneg {verb}", exit_on_error=False, allow_abbrev=False)
-    for name, (kind, default, text) in options.items():
-        if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", help=text)
-        else:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    return parser
-
-
 def parse_check(arguments: Sequence[str]) -> Namespace:
     """Options of ``contrastneg check``."""
-    parser = simple_parser(
+    parser = parser_of_verb(
         "check",
-        data=(str, None, "Address of the images."),
-        root=(Path, None, "Folder where torchvision data sets are looked for and downloaded to."),
-        unlabelled=(bool, False, "Treat sub-folders as mere folders, not as classes."),
+        "Say what a data address holds: pictures, sizes, classes and splits, and what cannot be read and why. Exit status "
+        "1 where a picture cannot be read.",
+        "DATA [--root DIR] [--unlabelled]",
     )
-    return parse_simple(parser, "data", arguments)
+    add_positional(parser, "data", str, "Address of the images.")
+    parser.add_argument(
+        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
+    return parse_simple(parser, arguments)
 
 
 def parse_report(arguments: Sequence[str]) -> Path:
     """The run folder of ``contrastneg report``."""
-    parser = simple_parser("report", run=(Path, None, "Run folder."))
-    run = parse_simple(parser, "run", arguments).run
+    parser = parser_of_verb("report", "Write the page of a run, report.html, anew from its records.", "RUN")
+    add_positional(parser, "run", Path, "Run folder.")
+    run = parse_simple(parser, arguments).run
     if not (run / "config.yaml").exists():
         raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
     return run
 
 
-def parse_simple(parser: ArgumentParser, first: str, arguments: Sequence[str]) -> Namespace:
-    """Parse, with the first option given by position or by name, and required."""
+def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse, with errors as one line."""
     try:
-        parsed = parser.parse_args(dashed_names(positional(first, arguments)))
+        return parser.parse_args(dashed_names(arguments))
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
-    if parsed[first] is None:
-        raise ValueError(f"{parser.prog} needs one argument: its {first}")
-    return parsed
 
 
 def positional(name: str, arguments: Sequence[str]) -> list[str]:

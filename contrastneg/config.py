@@ -30,7 +30,7 @@ class Pretrain:
     val: str | None = None
     """Address of a labelled set to score on; by default the labels and test images of the data themselves."""
     root: Path | None = None
-    """Folder where torchvision data sets are looked for and downloaded to."""
+    """Folder where torchvision data sets are looked for and downloaded to; by default $CONTRASTNEG_DATA or the user's cache."""
     unlabelled: bool = False
     """Treat a folder's sub-folders as mere folders, not as classes."""
     limit_images: int | None = None

@@ -218,18 +218,36 @@ class RunProgress(Callback):
         self.pause()
 
 
+LEGEND = {
+    "accuracy": "queries whose positive is more similar than every candidate",
+    "kNN": "test images whose nearest training images vote for their class",
+    "probe": "training images that a linear classifier gets right before it learns from them",
+    "queue": "slots filled",
+    "own": "candidates that show the query's own image (they are masked)",
+    "same class": "candidates of the query's class, false negatives",
+}
+
+
 class EpochLine(Callback):
-    """One line per epoch, after the scores of that epoch are known."""
+    """One line per epoch, after the scores of that epoch are known, and a legend under the first."""
 
     def __init__(self, output: Output, progress: RunProgress, knn: OnlineKnn | None = None) -> None:
         self.output = output
         self.progress = progress
         self.knn = knn
+        self._explained = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
-        if trainer.is_global_zero:
-            self.output.print(epoch_line(trainer, self.progress, self.knn))
+        if not trainer.is_global_zero:
+            return
+        line = epoch_line(trainer, self.progress, self.knn)
+        self.output.print(line)
+        if not self._explained:
+            for word, meaning in LEGEND.items():
+                if f"  {word} " in line:
+                    self.output.print(f"[dim]  {word}: {meaning}[/]")
+            self._explained = True
 
 
 def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None) -> str:
@@ -239,7 +257,7 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
         logged.pop("knn/top1", None)  # Lightning still holds the score of an earlier epoch
     parts = [
         f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
-        f"{progress.seconds / 60:5.1f} min",
+        duration(progress.seconds),
         f"{progress.images_per_second():6.0f} images/s",
         f"loss {logged['epoch/loss']:.3f}",
         f"accuracy {100 * logged['epoch/accuracy']:.1f} %",
@@ -255,6 +273,11 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
         parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")
     parts += [text.format(scale * logged[name]) for name, text, scale in shown if name in logged]
     return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes from two on."""
+    return f"{seconds / 60:5.1f} min" if seconds >= 120 else f"{seconds:5.1f} s  "
 
 
 def human(count: float) -> str:

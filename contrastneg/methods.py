@@ -6,6 +6,7 @@ the method's ``loss_scale``.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +171,7 @@ class MoCo(pl.LightningModule):
             other = unit(self.predictor(self.encoder(batch.view2)))
             directions.append((other, self._keys(batch.view1, batch_idx)))
 
-        scored = [self._contrast(query, key, batch.image_id) for query, key in directions]
+        scored = [self._contrast(query, key, batch.image_id, i) for i, (query, key) in enumerate(directions)]
         loss = self.scale * torch.stack([distributed.global_mean(values) for values, _, _ in scored]).sum()
 
         if self.queue is not None:  # last: no query may meet its own key as a negative
@@ -179,12 +180,15 @@ class MoCo(pl.LightningModule):
                 self.queue.push(distributed.all_gather(key), image_id)
         return step_outputs(self, loss, features, batch.image_id, *scored[0][1:])
 
-    def _contrast(self, query: Tensor, key: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrast(
+        self, query: Tensor, key: Tensor, image_id: Tensor, direction: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        clock = replace(clock_of(self), direction=direction)
         if self.queue is not None:
             keys, key_id = self.queue.candidates(copy=bool(self.stages))
         else:
             keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
-        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock)
 
     @torch.no_grad()
     def _keys(self, view: Tensor, batch_idx: int) -> Tensor:

@@ -78,7 +78,7 @@ def learning_rate(settings: Optimizer, images_per_device: int, devices: int, acc
         return EffectiveRate(settings.lr, f"{settings.lr:g} (not scaled; {images} images per optimizer step)")
     ratio = images / settings.reference_batch
     rate = settings.lr * (ratio if settings.scale == "linear" else math.sqrt(ratio))
-    factors = f"{images_per_device} images x {devices} devices x {accumulate} accumulated / {settings.reference_batch}"
+    factors = f"{images_per_device} images x {devices} device{'s' * (devices != 1)} x {accumulate} accumulated / {settings.reference_batch}"
     if settings.scale == "linear":
         return EffectiveRate(rate, f"{settings.lr:g} x {factors} = {rate:.4g}")
     return EffectiveRate(rate, f"{settings.lr:g} x sqrt({factors}) = {rate:.4g}")

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard
+from contrastneg.card import StartCard, queue_notes
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table
 from contrastneg.data.module import PretrainData, check_steps
@@ -51,6 +51,7 @@ from contrastneg.runfolder import (
     new_run_folder,
     newest_checkpoint,
     read_checkpoint,
+    stopped_by_signals,
     write_json,
     write_text,
 )
@@ -93,7 +94,12 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
 
 def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     output = Output(enabled=int(os.environ.get("LOCAL_RANK", "0")) == 0)
-    notes = [*device.notes, *opened.notes, *batch_norm_notes(config.method, device)]
+    notes = [
+        *device.notes,
+        *opened.notes,
+        *batch_norm_notes(config.method, device),
+        *queue_notes(config.method, config, len(opened.train), device.world_size),
+    ]
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():
         notes.append("allocator setting not available on this system: large buffers go back to the kernel each step")
     method: Any = config.method
@@ -126,7 +132,8 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     quiet_lightning()
     trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    return finish(config, trainer, method, data, progress, output, folder, notes)
+    with stopped_by_signals(folder / "checkpoints" / "last.ckpt"):
+        return finish(config, trainer, method, data, progress, output, folder, notes)
 
 
 def build_trainer(
@@ -230,8 +237,10 @@ def finish(
 ) -> dict[str, Any]:
     """Scores beside their baselines, the encoder, the summary and the page."""
     table: list[dict[str, Any]] = []
+    score_notes: list[str] = []
     if data.scored and config.final_scores:
-        table, pictures = final_scores(config, method, data, trainer.strategy.root_device, encoder_dtype(trainer))
+        device, dtype = trainer.strategy.root_device, encoder_dtype(trainer)
+        table, score_notes, pictures = final_scores(config, method, data, device, dtype, say=output.print)
         if trainer.is_global_zero:
             pictures.save(folder / "pictures.npz")
     summary = {
@@ -242,7 +251,7 @@ def finish(
         "images_per_second": round(progress.images_per_second(), 1),
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "table": table,
-        "notes": notes,
+        "notes": [*notes, *score_notes],
     }
     if trainer.is_global_zero:
         save_encoder(folder / "encoder.safetensors", config, method)
@@ -250,6 +259,8 @@ def finish(
         page = write_report(folder)
         if table:
             output.print(score_table(table, config.knn_k, len(data.labels("test"))))
+        for note in score_notes:
+            output.print(f"[yellow]note[/] {note}")
         output.print(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}")
     return summary
 

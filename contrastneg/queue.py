@@ -63,11 +63,13 @@ class KeyQueue(nn.Module):
             image_id: Image index of each key.
 
         Raises:
-            ValueError: The keys have another width than the queue.
+            ValueError: The keys have another width than the queue, or not one image each.
         """
         size, dim = self.keys.shape
         if keys.shape[1] != dim:
             raise ValueError(f"the queue holds keys of width {dim} but was given width {keys.shape[1]}: use one head")
+        if len(keys) != len(image_id):
+            raise ValueError(f"{len(keys)} keys were pushed with {len(image_id)} image ids: give one for each key")
         pushed = len(keys)
         start = (self._pointer + max(pushed - size, 0)) % size  # slot of the first row that stays
         keys, image_id = keys[-size:], image_id[-size:]

@@ -10,8 +10,10 @@ import os
 import platform
 import signal
 import sys
+import threading
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -208,8 +210,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over SIGINT and SIGTERM while training (not in a thread, where Python allows no handlers)."""
         self.saved_step = trainer.global_step
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[signum] = signal.signal(signum, self._note_signal)
+        self._handlers = take_signals(self._note_signal)
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
@@ -253,11 +254,47 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # optimizer and loops, too
         self.saved_step = trainer.global_step
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back; obey one that came during the last epoch's scores."""
+        self._give_signals_back()
+        if signum := distributed.largest(self.signum or 0):
+            raise Interrupted(signum, self.folder / "last.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers.clear()
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
+        """Before Lightning gives back its own: restored later, they would stay on and swallow SIGTERM."""
+        restore_signals(self._handlers)
+        self._handlers = {}
+
+
+@contextmanager
+def stopped_by_signals(checkpoint: Path) -> Iterator[None]:
+    """SIGINT and SIGTERM raise :class:`Interrupted` at once: for work after training, which is in the checkpoint."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum, checkpoint)
+
+    earlier = take_signals(stop)
+    try:
+        yield
+    finally:
+        restore_signals(earlier)
+
+
+def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let ``handler`` answer SIGINT and SIGTERM; returns what did before. In a thread Python allows none: nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+
+def restore_signals(handlers: dict[int, Any]) -> None:
+    """Undo :func:`take_signals`."""
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 def write_row_of_step(trainer: pl.Trainer) -> None:

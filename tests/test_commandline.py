@@ -152,6 +152,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--views.size", "-3"], "views.size is -3"),
         (["shapes", "--config", "nofile.yaml"], "nofile.yaml"),
         (["shapse"], "shapes"),
+        (["https://host/x.tar"], "https://host/x.tar is not on this machine: download it first"),
         ([], "no data: name a folder"),
         (["shapes", "--batch_size", "100000"], "10000 images are fewer than one step needs"),
         (["shapes", "--accelerator", "gpu"], "this machine has none"),
@@ -200,6 +201,38 @@ def test_help_shows_the_attribute_docstrings(capsys):
     text = " ".join(pretrain_parser().format_help().split())
     assert "Passes over the images." in text
     assert "Pixels per side of a view" in text
+    assert "default: SimCLR; choose MoCo or SimCLR" in text
+    assert "LightningModule, " not in text
+
+
+@pytest.mark.parametrize(("verb", "usage"), [("check", "DATA [--root DIR] [--unlabelled]"), ("report", "RUN")])
+def test_help_of_a_verb_shows_what_stands_after_it(capsys, verb, usage):
+    from contrastneg.__main__ import main
+
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    assert f"usage: contrastneg {verb} {usage}" in capsys.readouterr().out
+    assert main([verb]) == 2
+
+
+def test_check_shows_every_split_and_exits_1_for_a_picture_that_cannot_be_read(capsys, tmp_path):
+    from PIL import Image
+
+    from contrastneg.__main__ import main
+
+    for name in ("train/a/0", "train/b/0", "val/a/0"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+    assert main(["check", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "train:\n  2 usable of 2" in printed
+    assert "test:\n  1 usable of 1" in printed
+    (tmp_path / "val/a/1.png").write_bytes(b"")
+    assert main(["check", str(tmp_path)]) == 1
+    assert "1.png" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "train")]) == 0
+    assert "one split only" in capsys.readouterr().out
 
 
 def test_every_setting_is_read_somewhere_outside_the_configuration():

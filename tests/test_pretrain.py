@@ -67,7 +67,11 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     assert rows[-1]["knn/top1"] != ""
     printed = capsys.readouterr().out
     assert "24 usable of 24 pictures found" in printed
+    assert "drawn anew, fill no batch" not in printed
     assert "epoch   2/2" in printed
+    assert printed.count("accuracy: queries whose positive is more similar than every candidate") == 1
+    assert "scoring the untrained encoder: 24 images answer, 10 are asked" in printed
+    assert "there are 2 classes: a top-5 score would always be 1" in " ".join(summary["notes"])
     assert "raw pixels" in printed
 
 
@@ -247,6 +251,25 @@ def test_a_signal_saves_names_the_checkpoint_and_exits_non_zero(tmp_path, signum
     assert "Traceback" not in errors
     for name in ("last.ckpt", "interrupted.ckpt"):
         assert torch.load(out / "checkpoints" / name, weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_final_scores_ends_the_run_and_resume_goes_on_from_there(tmp_path, signum, status):
+    out = tmp_path / "run"
+    arguments = ["shapes", *SMALL, "--limit-images", 100, "--epochs", 1, "--knn_every", 0, "--run", out]
+    process = start(*arguments, stdout=subprocess.PIPE)
+    assert any("scoring the pretrained encoder" in line for line in process.stdout)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert f"continue with: contrastneg pretrain --resume {out}" in errors
+    assert "Traceback" not in errors
+    assert not (out / "summary.json").exists()
+    resumed = start("--resume", out, stdout=subprocess.PIPE)
+    printed, errors = resumed.communicate(timeout=100)
+    assert resumed.returncode == 0, errors
+    assert "raw pixels" in printed
+    assert json.loads((out / "summary.json").read_text())["table"]
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):

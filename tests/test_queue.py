@@ -154,3 +154,13 @@ def test_sizes_below_one_and_keys_of_another_width_are_refused():
         KeyQueue(0, 4)
     with pytest.raises(ValueError, match="width 2 but was given width 3"):
         KeyQueue(4, 2).push(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
+
+
+def test_keys_without_one_image_each_are_refused():
+    import inspect
+
+    from contrastneg import KeyQueue
+
+    push = inspect.unwrap(KeyQueue.push)  # as it is without the type checks of these tests
+    with pytest.raises(ValueError, match="2 keys were pushed with 3 image ids"):
+        push(KeyQueue(4, 2), torch.zeros(2, 2), torch.zeros(3, dtype=torch.long))

@@ -99,6 +99,8 @@ def _open(address: str, split: str, root: Path, channels: int, labels: bool | No
         return open_named(address, split, channels, labels, root)
     if address.startswith("hf:"):
         return open_hub(address, split, channels, labels, root)
+    if "://" in address:
+        raise AddressError(f"{address} is not on this machine: download it first and give {ADDRESSES}")
     path = Path(address).expanduser()
     if address.lower().endswith(COMPRESSED):
         raise AddressError(

@@ -34,7 +34,7 @@ class Views:
     """The recipe of both views."""
 
     size: int = 32
-    """Pixels per side of a view; on the command line 0 (the default) is that of small images of one size, else 224."""
+    """Pixels per side of a view, at least 1."""
     view1: Augment = field(default_factory=Augment)
     """How the first view is made."""
     view2: Augment | None = None

@@ -1,6 +1,7 @@
 """The scores that end a run: the encoder beside raw pixels and the untrained encoder, and pictures of its neighbours."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,13 @@ class RawPixels(nn.Module):
 
 
 def final_scores(
-    config: Pretrain, method: Any, data: PretrainData, device: torch.device, dtype: torch.dtype
-) -> tuple[list[dict[str, Any]], Pictures]:
+    config: Pretrain,
+    method: Any,
+    data: PretrainData,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[dict[str, Any]], list[str], Pictures]:
     """kNN and linear scores of the pretrained encoder, the same encoder untrained, and raw pixels centred on their mean.
 
     Args:
@@ -61,9 +67,10 @@ def final_scores(
         data: Its data; bank and queries must be there.
         device: Where features are computed.
         dtype: Arithmetic of the encoder.
+        say: Is told what is being scored, before it is.
 
     Returns:
-        One row per kind of features, and the pictures of the page.
+        One row per kind of features; what a reader of them must know; and the pictures of the page.
     """
     encoders: dict[str, nn.Module] = {
         "pretrained encoder": method.backbone,
@@ -72,16 +79,21 @@ def final_scores(
     }
     if config.channels_last:
         encoders["untrained encoder"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rows, trained = [], None
+    rows, notes, trained = [], [], None
     for name, encoder in encoders.items():
+        say(f"scoring the {name}: {len(data.labels('train')):,} images answer, {len(data.labels('test')):,} are asked")
         bank = extract(encoder, data, "train", device, dtype)
         queries = extract(encoder, data, "test", device, dtype)
         if name == "raw pixels":
             bank, queries = centred(bank, queries)
         trained = trained or (bank, queries)
-        rows.append({"features": name, **scores(bank, queries, data.num_classes, config)})
+        row, told = scores(bank, queries, data.num_classes, config)
+        rows.append({"features": name, **row})
+        notes += [note for note in told if note not in notes]
     assert trained is not None
-    return rows, pictures(data, *trained, seed=config.seed)
+    if rows[0]["knn_top1"] <= rows[1]["knn_top1"]:
+        notes.append("the pretrained encoder is not better than the untrained one: train longer, or look for a fault")
+    return rows, notes, pictures(data, *trained, seed=config.seed)
 
 
 def untrained(config: Pretrain, method: pl.LightningModule) -> Any:
@@ -96,16 +108,26 @@ def centred(bank: Features, queries: Features) -> tuple[Features, Features]:
     return bank.shifted(-mean), queries.shifted(-mean)
 
 
-def scores(bank: Features, queries: Features, num_classes: int, config: Pretrain) -> dict[str, Any]:
-    """kNN and linear scores of one kind of features, in percent."""
-    knn = knn_score(bank, queries, k=config.knn_k, temperature=config.knn_temperature, num_classes=num_classes)
+def scores(
+    bank: Features, queries: Features, num_classes: int, config: Pretrain
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """kNN and linear scores of one kind of features, in percent to a thousandth, and what must be known about them."""
+    knn = knn_score(
+        bank,
+        queries,
+        k=config.knn_k,
+        temperature=config.knn_temperature,
+        num_classes=num_classes,
+        across_ranks=True,
+    )
     linear = linear_score(bank, queries, num_classes=num_classes, seed=config.seed)
-    return {
-        "knn_top1": 100 * knn.top1,
+    row = {
+        "knn_top1": round(100 * knn.top1, 3),
         "knn_k": knn.k,
         "knn_temperature": knn.temperature,
-        "linear_top1": 100 * linear.top1,
+        "linear_top1": round(100 * linear.top1, 3),
     }
+    return row, (*knn.notes, *linear.notes)
 
 
 def pictures(data: PretrainData, bank: Features, queries: Features, seed: int) -> Pictures:

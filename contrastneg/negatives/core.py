@@ -39,6 +39,8 @@ class Clock:
     """This process."""
     batch: int = 0
     """Micro-batch within the epoch: steps that accumulate draw anew for each."""
+    direction: int = 0
+    """0 for queries of view 1, 1 for those of view 2 in a symmetric loss, which draw their own numbers."""
 
     @property
     def progress(self) -> float:
@@ -47,7 +49,7 @@ class Clock:
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose of one step on this rank; the same again in a resumed run."""
-        seed = derive_seed(self.seed, purpose, self.step, self.batch, self.rank)
+        seed = derive_seed(self.seed, purpose, self.step, self.batch, self.rank, self.direction)
         return torch.Generator(device).manual_seed(seed)
 
 
