@@ -1,7 +1,27 @@
 """Contrastive pretraining of image encoders where the negatives matter."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
+    from contrastneg.config import Pretrain as Pretrain
+    from contrastneg.data.views import Augment as Augment
+    from contrastneg.data.views import Views as Views
+    from contrastneg.encoders import Backbone as Backbone
+    from contrastneg.encoders import Head as Head
+    from contrastneg.loading import load as load
+    from contrastneg.methods import MoCo as MoCo
+    from contrastneg.methods import SimCLR as SimCLR
+    from contrastneg.negatives import Clock as Clock
+    from contrastneg.negatives import MoCHi as MoCHi
+    from contrastneg.negatives import Negatives as Negatives
+    from contrastneg.negatives import Stage as Stage
+    from contrastneg.negatives import UniformSubset as UniformSubset
+    from contrastneg.optim import Optimizer as Optimizer
+    from contrastneg.queue import KeyQueue as KeyQueue
+    from contrastneg.schedules import Cosine as Cosine
+    from contrastneg.schedules import Linear as Linear
+    from contrastneg.schedules import Step as Step
 
 _HOMES = {
     "MoCo": "methods",
@@ -15,12 +35,14 @@ _HOMES = {
     "Backbone": "encoders",
     "Head": "encoders",
     "Optimizer": "optim",
+    "Cosine": "schedules",
+    "Linear": "schedules",
+    "Step": "schedules",
     "Augment": "data.views",
     "Views": "data.views",
     "Pretrain": "config",
     "load": "loading",
 }
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -28,3 +50,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'contrastneg' has no attribute {name!r}")
     return getattr(importlib.import_module(f"contrastneg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

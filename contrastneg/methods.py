@@ -263,7 +263,7 @@ class SimCLR(pl.LightningModule):
         self.stages = list(stages or [])
         check_pipeline(self.stages, provides={"id", "batch"})
         self.temperature, self.batch_norm, self.optimizer_settings = temperature, batch_norm, optimizer
-        self.scale = loss_scale_factor(loss_scale, temperature, directions=2) * 2
+        self.scale = {"mean": 1.0, "sum": 2.0}[loss_scale]
         self.seed = 0
 
         network: Any = build_backbone(backbone, image_size)
@@ -350,11 +350,25 @@ def run_length(module: MoCo | SimCLR) -> tuple[int, int]:
 
 
 def effective_rate(module: MoCo | SimCLR) -> EffectiveRate:
-    """The learning rate after scaling, with its factors in words."""
+    """The learning rate after scaling, with its factors in words.
+
+    Raises:
+        ValueError: The rate is scaled with the batch, and neither the data module nor the loader tells its size.
+    """
     trainer: Any = module.trainer
-    return learning_rate(
-        module.optimizer_settings, trainer.datamodule.batch_size, trainer.world_size, trainer.accumulate_grad_batches
-    )
+    images = getattr(trainer.datamodule, "batch_size", None)
+    if images is None:
+        trainer.fit_loop.setup_data()
+        images = getattr(trainer.train_dataloader, "batch_size", None)
+    settings = module.optimizer_settings
+    if images is None and settings.scale == "none":
+        return EffectiveRate(settings.lr, f"{settings.lr:g} (not scaled)")
+    if images is None:
+        raise ValueError(
+            f"optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
+            "give it one, or set scale to none"
+        )
+    return learning_rate(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
 
 
 def step_outputs(
@@ -375,15 +389,15 @@ def step_outputs(
         first: Queries whose positive is more similar than every candidate.
         contrasted: Queries that had a candidate; the others have loss 0 and do not count for the accuracy.
     """
-    hits = first[contrasted].float()
+    hits, asked = (first & contrasted).sum(), contrasted.sum()  # no indexing by mask: it would wait for the device
     module.log("train/loss", loss.detach(), batch_size=len(first))
-    module.log("train/accuracy", hits.mean(), batch_size=len(first))
+    module.log("train/accuracy", hits / asked, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {
         "loss": loss,
         "features": features.detach(),
         "image_id": image_id,
-        "hits": hits.sum(),
-        "contrasted": contrasted.sum(),
+        "hits": hits,
+        "contrasted": asked,
         "queries": torch.tensor(len(contrasted)),
     }

@@ -4,6 +4,7 @@
 the report. A run that cannot work stops before anything is written.
 """
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from contrastneg import distributed
@@ -106,6 +108,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     method.seed = config.seed
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
+    untrained = copy.deepcopy(method.backbone)  # before a checkpoint is loaded: its weights are a function of the seed
     if config.compile:
         for encoder in (method.encoder, getattr(method, "key_encoder", None)):
             if encoder is not None:
@@ -133,7 +136,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     with stopped_by_signals(folder / "checkpoints" / "last.ckpt"):
-        return finish(config, trainer, method, data, progress, output, folder, notes)
+        return finish(config, trainer, method, untrained, data, progress, output, folder, notes)
 
 
 def build_trainer(
@@ -229,6 +232,7 @@ def finish(
     config: Pretrain,
     trainer: pl.Trainer,
     method: Any,
+    untrained: nn.Module,
     data: PretrainData,
     progress: RunProgress,
     output: Output,
@@ -236,11 +240,15 @@ def finish(
     notes: list[str],
 ) -> dict[str, Any]:
     """Scores beside their baselines, the encoder, the summary and the page."""
+    if trainer.is_global_zero:  # before anything that could fail
+        save_encoder(folder / "encoder.safetensors", config, method)
     table: list[dict[str, Any]] = []
     score_notes: list[str] = []
     if data.scored and config.final_scores:
         device, dtype = trainer.strategy.root_device, encoder_dtype(trainer)
-        table, score_notes, pictures = final_scores(config, method, data, device, dtype, say=output.print)
+        table, score_notes, pictures = final_scores(
+            config, method.backbone, untrained.to(method.dtype), data, device, dtype, say=output.print
+        )
         if trainer.is_global_zero:
             pictures.save(folder / "pictures.npz")
     summary = {
@@ -254,7 +262,6 @@ def finish(
         "notes": [*notes, *score_notes],
     }
     if trainer.is_global_zero:
-        save_encoder(folder / "encoder.safetensors", config, method)
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:

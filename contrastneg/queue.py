@@ -38,7 +38,7 @@ class KeyQueue(nn.Module):
         """
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(f"queue.size and dim must be at least 1, got {size} and {dim}")
+            raise ValueError(f"a queue of {size} keys of width {dim} was asked for: both must be at least 1")
         self.register_buffer("keys", torch.zeros(size, dim, dtype=dtype))
         self.register_buffer("image_id", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
@@ -107,7 +107,7 @@ class KeyQueue(nn.Module):
             (size, dim), (held, width) = self.keys.shape, saved.shape
             raise ValueError(
                 f"the queue is {size} keys of width {dim} but the checkpoint holds {held} of width {width}: "
-                f"set queue.size to {held} and the head's output to {width}"
+                f"set queue_size to {held} and projector.out to {width}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._pointer, self._filled = int(self.pointer), int(self.filled)

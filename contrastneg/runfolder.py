@@ -107,7 +107,7 @@ class MetricsCsv(Logger):
         self.path = path
         self.seconds = seconds
         self.columns = ["step", "epoch", "seconds"]
-        self._last: tuple[int | None, dict[str, Any]] = (None, {})
+        self._last: tuple[int | None, str] = (None, "")
         if resume_step is not None and path.exists():
             self._keep_rows_before(resume_step)
 
@@ -128,9 +128,10 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append one row, unless it was the last one already; a name met for the first time becomes a new column."""
-        if (step, metrics) == self._last:
+        written = (step, repr(metrics))  # in words: NaN is not equal to itself
+        if written == self._last:
             return
-        self._last = (step, dict(metrics))
+        self._last = written
         row = {"step": step, "seconds": round(self.seconds(), 2), **metrics}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.exists():

@@ -312,3 +312,22 @@ def test_foreign_checkpoints_are_refused_by_load(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="was not written by contrastneg"):
         load(tmp_path / "other.ckpt")
+
+
+def test_without_a_data_module_the_rate_is_scaled_by_the_loaders_batch_and_refused_without_one(pictures):
+    from contrastneg import Optimizer
+    from contrastneg.methods import effective_rate
+
+    def fitted(loader, scale):
+        method = method_of("SimCLR", optimizer=Optimizer(lr=0.1, scale=scale))
+        trainer_of(max_steps=1).fit(method, loader)
+        return effective_rate(method).value
+
+    data = data_of(pictures)
+    data.setup("fit")
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    whole = torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=lambda one: one[0])
+    assert fitted(as_loader(batches), "none") == 0.1
+    with pytest.raises(ValueError, match="neither the data module nor the loader has a batch_size"):
+        fitted(as_loader(batches), "linear")
+    assert fitted(whole, "linear") == pytest.approx(0.1 / 256)

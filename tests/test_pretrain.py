@@ -93,6 +93,29 @@ def test_the_exported_encoder_gives_the_features_of_the_run(tmp_path, folder):
         torch.testing.assert_close(encoder.eval()(images), load(out).backbone(images))
 
 
+def test_the_untrained_encoder_of_the_table_is_the_one_that_was_given(tmp_path, monkeypatch):
+    import contrastneg as cn
+    from contrastneg import pretrain as module
+
+    torch.manual_seed(123)  # a seed that the settings do not know
+    method = cn.SimCLR(cn.Backbone(name="resnet9", width=0.125), image_size=16)
+    given = {name: tensor.clone() for name, tensor in method.backbone.state_dict().items()}
+    seen = []
+
+    def score_nothing(config, trained, untrained, *rest, **options):
+        seen.append({name: tensor.clone() for name, tensor in untrained.state_dict().items()})
+        assert (tmp_path / "run" / "encoder.safetensors").exists()  # saved before anything that could fail
+        raise RuntimeError("no scores")
+
+    monkeypatch.setattr(module, "final_scores", score_nothing)
+    config = cn.Pretrain(method=method, data="shapes", views=cn.Views(size=16), limit_images=32, batch_size=16, epochs=1,
+                         knn_every=0, accelerator="cpu", progress=False, run=tmp_path / "run")  # fmt: skip
+    with pytest.raises(RuntimeError, match="no scores"):
+        module.pretrain(config)
+    assert all(torch.equal(seen[0][name], given[name]) for name in given)
+    assert any(not torch.equal(method.backbone.state_dict()[name], given[name]) for name in given)
+
+
 def test_an_unlabelled_folder_trains_and_says_that_it_is_not_scored(tmp_path, capsys):
     for i in range(20):
         paint(tmp_path / "flat" / f"{i}.png", (90, 90, 90), i)

@@ -23,7 +23,6 @@ def test_the_stage_of_the_readme_removes_the_hardest():
     table = Negatives.of(x[:3], x[:3], x[3:], query_id=torch.arange(3), key_id=torch.arange(100, 109))
     thinned = space["DropHardest"](2)(table, Clock(0, 1, 0.0, 0))
     assert thinned.kept.sum(1).tolist() == [7] * 3
-    assert (table.similarity.masked_fill(thinned.kept, -2).amin(1) <= table.similarity.amax(1)).all()
     for row in range(3):
         assert table.similarity[row][thinned.kept[row]].max() < table.similarity[row][~thinned.kept[row]].min()
 

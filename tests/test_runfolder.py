@@ -70,7 +70,7 @@ def test_a_row_that_is_there_already_is_not_written_again(tmp_path):
 
     log = MetricsCsv(tmp_path / "metrics.csv", lambda: 0.0)
     for _ in range(2):
-        log.log_metrics({"epoch": 0, "train/loss": 2.5}, step=1)
+        log.log_metrics({"epoch": 0, "train/loss": 2.5, "train/accuracy": float("nan")}, step=1)
     log.log_metrics({"epoch": 0, "epoch/loss": 2.5}, step=1)
     assert len(rows_of(tmp_path / "metrics.csv")) == 2
 

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from contrastneg.config import Pretrain, build_method
+from contrastneg.config import Pretrain
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.module import PretrainData
 from contrastneg.data.views import eval_crop
 from contrastneg.evaluate.features import Features, extract
 from contrastneg.evaluate.knn import knn_score
 from contrastneg.evaluate.linear import linear_score
-from contrastneg.randomness import derive_seed, generator
+from contrastneg.randomness import generator
 
 PIXEL_SIDE = 32  # larger pictures are shrunk to this side for the raw-pixel baseline
 VIEW_PAIRS = 12
@@ -53,7 +52,8 @@ class RawPixels(nn.Module):
 
 def final_scores(
     config: Pretrain,
-    method: Any,
+    trained: nn.Module,
+    untrained: nn.Module,
     data: PretrainData,
     device: torch.device,
     dtype: torch.dtype,
@@ -63,43 +63,43 @@ def final_scores(
 
     Args:
         config: Settings of the run.
-        method: The trained MoCo or SimCLR.
-        data: Its data; bank and queries must be there.
-        device: Where features are computed.
+        trained: The encoder after pretraining.
+        untrained: The same encoder before its first step.
+        data: Bank and queries must be there.
+        device: Where features are computed; both encoders are moved there.
         dtype: Arithmetic of the encoder.
         say: Is told what is being scored, before it is.
 
     Returns:
         One row per kind of features; what a reader of them must know; and the pictures of the page.
     """
-    encoders: dict[str, nn.Module] = {
-        "pretrained encoder": method.backbone,
-        "untrained encoder": untrained(config, method).backbone.to(device, method.dtype),
+    encoders = {
+        "pretrained encoder": trained,
+        "published weights" if starts_trained(config) else "untrained encoder": untrained,
         "raw pixels": RawPixels(),
     }
-    if config.channels_last:
-        encoders["untrained encoder"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rows, notes, trained = [], [], None
+    rows, notes, kept = [], [], None
     for name, encoder in encoders.items():
         say(f"scoring the {name}: {len(data.labels('train')):,} images answer, {len(data.labels('test')):,} are asked")
+        encoder.to(device)
         bank = extract(encoder, data, "train", device, dtype)
         queries = extract(encoder, data, "test", device, dtype)
         if name == "raw pixels":
             bank, queries = centred(bank, queries)
-        trained = trained or (bank, queries)
+        kept = kept or (bank, queries)
         row, told = scores(bank, queries, data.num_classes, config)
         rows.append({"features": name, **row})
         notes += [note for note in told if note not in notes]
-    assert trained is not None
+    assert kept is not None
     if rows[0]["knn_top1"] <= rows[1]["knn_top1"]:
-        notes.append("the pretrained encoder is not better than the untrained one: train longer, or look for a fault")
-    return rows, notes, pictures(data, *trained, seed=config.seed)
+        before = "than the weights it started from" if starts_trained(config) else "than the untrained one"
+        notes.append(f"the pretrained encoder is not better {before}: train longer, or look for a fault")
+    return rows, notes, pictures(data, *kept, seed=config.seed)
 
 
-def untrained(config: Pretrain, method: pl.LightningModule) -> Any:
-    """The method as it was before its first step: its weights are a function of the seed."""
-    torch.manual_seed(derive_seed(config.seed, "weights"))
-    return build_method(type(method), dict(method.hparams))
+def starts_trained(config: Pretrain) -> bool:
+    """Whether the encoder begins with published weights."""
+    return bool(config.method.hparams["backbone"]["pretrained"])
 
 
 def centred(bank: Features, queries: Features) -> tuple[Features, Features]:

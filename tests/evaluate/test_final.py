@@ -1,0 +1,72 @@
+"""The scores that end a run: what stands beside the encoder is what its name says."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def data():
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.shapes import shapes
+    from contrastneg.data.views import Views
+
+    pictures = shapes("train").subset(torch.arange(0, 4000, 20))
+    return PretrainData(pictures, Views(size=16), pictures, pictures, batch_size=8)
+
+
+def settings(pretrained=False):
+    from contrastneg import Backbone, Pretrain, SimCLR
+
+    method = SimCLR(Backbone(name="resnet9", width=0.125))
+    method.hparams["backbone"]["pretrained"] = pretrained
+    return Pretrain(method=method, data="shapes", knn_k=1)
+
+
+def scored(config, trained, untrained, data):
+    from contrastneg.evaluate.final import final_scores
+
+    said = []
+    cpu = torch.device("cpu")
+    rows, notes, _ = final_scores(config, trained, untrained, data, cpu, torch.float32, said.append)
+    return rows, notes, said
+
+
+class Blind(torch.nn.Module):
+    """Features that are the same for all images."""
+
+    def forward(self, images):
+        return torch.ones(len(images), 8)
+
+
+class Known(torch.nn.Module):
+    """Features by which each image, which is in the bank, too, finds itself."""
+
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+
+
+def test_an_encoder_that_is_not_better_than_before_is_told_on(data):
+    rows, notes, said = scored(settings(), Blind(), Known(), data)
+    assert [row["features"] for row in rows] == ["pretrained encoder", "untrained encoder", "raw pixels"]
+    assert rows[0]["knn_top1"] < rows[1]["knn_top1"]
+    assert any("the pretrained encoder is not better than the untrained one" in note for note in notes)
+    assert [line.split(":")[0] for line in said] == [f"scoring the {row['features']}" for row in rows]
+    _, notes, _ = scored(settings(), Known(), Blind(), data)
+    assert not any("not better" in note for note in notes)
+
+
+def test_weights_that_were_published_are_not_called_untrained(data):
+    rows, notes, _ = scored(settings(pretrained=True), Blind(), Known(), data)
+    assert rows[1]["features"] == "published weights"
+    assert any("not better than the weights it started from" in note for note in notes)
+
+
+def test_features_that_are_not_finite_are_told_beside_the_scores(data):
+    class Broken(Known):
+        def forward(self, images):
+            features = super().forward(images)
+            features[0] = torch.nan
+            return features
+
+    _, notes, _ = scored(settings(), Broken(), Known(), data)
+    assert any("features of the queries are not finite: they count as wrong" in note for note in notes)
