@@ -74,13 +74,13 @@ LIGHTNING_PRECISION: dict[str, Any] = {
 
 
 def encoder_dtype(trainer: pl.Trainer) -> torch.dtype:
-    """Arithmetic of the encoder, for evaluation."""
+    """Arithmetic of the encoder, for evaluation; float32 for precisions that only a Trainer of one's own can have."""
     return {
         "32-true": torch.float32,
         "bf16-mixed": torch.bfloat16,
         "16-mixed": torch.float16,
         "64-true": torch.float64,
-    }[str(trainer.precision)]
+    }.get(str(trainer.precision), torch.float32)
 
 
 def synchronised(method: Any, device: Device) -> bool:

@@ -5,6 +5,7 @@ score, enqueue. Nothing here is called back from a leaf. Losses are means over a
 the method's ``loss_scale``.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from contrastneg import distributed, loading
 from contrastneg.batchnorm import convert_split_batch_norm
 from contrastneg.config import plain
-from contrastneg.data.module import TwoViews
+from contrastneg.data.module import TwoViews, by_stable_index
+from contrastneg.device import encoder_dtype
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
+from contrastneg.evaluate.features import encode_set
 from contrastneg.logsumexp import one_pass_logsumexp_max, own_pairs
 from contrastneg.losses import info_nce, info_nce_from_logsumexp
-from contrastneg.negatives import Clock, Negatives, Stage, check_pipeline
+from contrastneg.negatives import Clock, Negatives, Pipeline, Record, Stage, run_stages
 from contrastneg.optim import EffectiveRate, Optimizer, build_optimizer, learning_rate
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
@@ -45,6 +48,7 @@ def contrast(
     stages: Sequence[Stage],
     temperature: float,
     clock: Clock,
+    record: Record | None = None,
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
     """InfoNCE of each query against its positive and the keys of other images, through the stages.
 
@@ -61,8 +65,7 @@ def contrast(
         loss = info_nce_from_logsumexp(positive_similarity, mass, temperature=temperature)
         return loss, positive_similarity.detach() > hardest, hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id)
-    for stage in stages:
-        negatives = stage(negatives, clock)
+    negatives = run_stages(negatives, stages, clock, record)
     loss = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=temperature)
     kept = negatives.log_weight > -torch.inf
     nothing = negatives.similarity.new_full((len(query), 1), -torch.inf)  # an empty queue gives no column at all
@@ -134,13 +137,13 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
-        self.stages = list(stages or [])
-        check_pipeline(self.stages, provides={"id", "queue"} if queue_size else {"id", "batch"})
+        self.pipeline = Pipeline(stages or [], {"id", "queue" if queue_size else "batch"}, projector.out)
         self.temperature, self.momentum = temperature, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers
         self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
         self.seed = 0
+        self.record: Record | None = None
 
         network: Any = build_backbone(backbone, image_size)
         self.encoder = Encoder(network, build_head(network.num_features, projector))
@@ -159,6 +162,19 @@ class MoCo(pl.LightningModule):
         """Backbone features."""
         return self.backbone(images)
 
+    @property
+    def stages(self) -> list[Stage]:
+        """Edits of the table of negatives, in order."""
+        return self.pipeline.stages
+
+    def setup(self, stage: str) -> None:
+        """Tell the stages what is known of the images."""
+        self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:
+        """Let the stages look at all images once an epoch (a resumed run may enter one without the hook of its start)."""
+        refresh_stages(self, self.key_encoder)
+
     def training_step(self, batch: TwoViews, batch_idx: int) -> dict[str, Tensor]:
         """One MoCo step: embed, gather candidates, score, enqueue."""
         features = self.backbone(batch.view1)
@@ -174,10 +190,8 @@ class MoCo(pl.LightningModule):
         scored = [self._contrast(query, key, batch.image_id, i) for i, (query, key) in enumerate(directions)]
         loss = self.scale * torch.stack([distributed.global_mean(values) for values, _, _ in scored]).sum()
 
-        if self.queue is not None:  # last: no query may meet its own key as a negative
-            image_id = distributed.all_gather(batch.image_id)
-            for _, key in directions:
-                self.queue.push(distributed.all_gather(key), image_id)
+        for _, key in directions:  # last: no query may meet its own key as a negative
+            self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id))
         return step_outputs(self, loss, features, batch.image_id, *scored[0][1:])
 
     def _contrast(
@@ -188,7 +202,15 @@ class MoCo(pl.LightningModule):
             keys, key_id = self.queue.candidates(copy=bool(self.stages))
         else:
             keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
-        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock)
+        if direction == 0:
+            self.record = record_of_step(self)
+        record = self.record if direction == 0 else None
+        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock, record)
+
+    def _remember(self, keys: Tensor, image_id: Tensor) -> None:
+        if self.queue is not None:
+            self.queue.push(keys, image_id)
+        self.pipeline.update(keys, image_id, clock_of(self))
 
     @torch.no_grad()
     def _keys(self, view: Tensor, batch_idx: int) -> Tensor:
@@ -260,11 +282,11 @@ class SimCLR(pl.LightningModule):
         keep_settings(self, locals())
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
-        self.stages = list(stages or [])
-        check_pipeline(self.stages, provides={"id", "batch"})
+        self.pipeline = Pipeline(stages or [], {"id", "batch"}, projector.out)
         self.temperature, self.batch_norm, self.optimizer_settings = temperature, batch_norm, optimizer
         self.scale = {"mean": 1.0, "sum": 2.0}[loss_scale]
         self.seed = 0
+        self.record: Record | None = None
 
         network: Any = build_backbone(backbone, image_size)
         self.encoder = Encoder(network, build_head(network.num_features, projector))
@@ -277,6 +299,19 @@ class SimCLR(pl.LightningModule):
     def forward(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B F"]:
         """Backbone features."""
         return self.backbone(images)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Edits of the table of negatives, in order."""
+        return self.pipeline.stages
+
+    def setup(self, stage: str) -> None:
+        """Tell the stages what is known of the images."""
+        self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:
+        """Let the stages look at all images once an epoch (a resumed run may enter one without the hook of its start)."""
+        refresh_stages(self, self.encoder)
 
     def training_step(self, batch: TwoViews, batch_idx: int) -> dict[str, Tensor]:
         """One SimCLR step: embed both views in one pass, gather, score."""
@@ -291,7 +326,11 @@ class SimCLR(pl.LightningModule):
         query, partner = torch.cat([view1, view2]), torch.cat([view2, view1])
         query_id = image_id.repeat(2)
         keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
-        return contrast(query, partner, query_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+        self.record, clock = record_of_step(self), clock_of(self)
+        scored = contrast(query, partner, query_id, keys, key_id, self.stages, self.temperature, clock, self.record)
+        if self.training:
+            self.pipeline.update(keys.detach(), key_id, clock)
+        return scored
 
     def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
         """NT-Xent of a batch; nothing is changed."""
@@ -326,6 +365,24 @@ def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None
     settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
     module._set_hparams({**settings, "class_name": type(module).__name__})
     module._hparams_initial = module.hparams  # type: ignore[assignment]
+
+
+def refresh_stages(module: MoCo | SimCLR, encoder: nn.Module) -> None:
+    """Let the stages look at the embeddings of all images, which are computed at most once, and only if one asks."""
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+
+    @functools.cache
+    def embeddings() -> Float[Tensor, "T D"]:
+        rows = unit(encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer)))
+        return by_stable_index(rows, data.sets["pretrain"].image_id, torch.nan)
+
+    module.pipeline.refresh(embeddings, clock_of(module), module.trainer.current_epoch)
+
+
+def record_of_step(module: MoCo | SimCLR) -> Record | None:
+    """An empty record in steps that are logged, for what the stages do in them."""
+    due = module.training and module.stages and module.trainer._logger_connector.should_update_logs
+    return Record(module.pipeline.labels) if due else None
 
 
 def clock_of(module: MoCo | SimCLR) -> Clock:
@@ -392,6 +449,9 @@ def step_outputs(
     hits, asked = (first & contrasted).sum(), contrasted.sum()  # no indexing by mask: it would wait for the device
     module.log("train/loss", loss.detach(), batch_size=len(first))
     module.log("train/accuracy", hits / asked, batch_size=len(first))
+    if module.record is not None:
+        for name, number in module.record.numbers.items():
+            module.log(f"negatives/{name}", number, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {
         "loss": loss,

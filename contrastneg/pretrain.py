@@ -126,6 +126,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         channels_last=config.channels_last,
         skip_bad_images=config.on_bad_image == "skip",
     )
+    method.pipeline.begin(data)
     if checkpoint is None and distributed.is_first_process():
         write_run_folder(folder, config)
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from contrastneg import distributed
 from contrastneg.data.sources import ImageSet, UnreadableImage
 from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
+from contrastneg.negatives.core import Facts
 from contrastneg.randomness import derive_seed, generator
 
 EVAL_BATCH = 512
@@ -245,9 +246,18 @@ class PretrainData(pl.LightningDataModule):
         assert source is not None
         if source.labels is None or (source.labels < 0).all():
             return None
-        table = torch.full((int(source.image_id.max()) + 1,), -1)
-        table[source.image_id] = source.labels
-        return table
+        return by_stable_index(source.labels, source.image_id, -1)
+
+    def facts(self, dim: int) -> Facts:
+        """What stages may know of the pretraining images.
+
+        Args:
+            dim: Width of the embeddings that are compared.
+        """
+        source = self.sets["pretrain"]
+        assert source is not None
+        columns = {name: column_by_stable_index(column, source.image_id) for name, column in source.columns.items()}
+        return Facts(int(source.image_id.max()) + 1, dim, self.label_table(), columns)
 
     def train_dataloader(self) -> TrainLoader:
         """Batches of this rank; refuses a set that is too small for a single step."""
@@ -306,8 +316,9 @@ class PretrainData(pl.LightningDataModule):
     def feature_batches(
         self, split: str, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Float[Tensor, "b C S S"], Int64[Tensor, " b"]]]:
-        """This rank's share of a labelled set, prepared for evaluation: (images, positions)."""
-        source = self._labelled(split)
+        """This rank's share of a set, prepared for evaluation: (images, positions)."""
+        source = self._labelled(split) if split != "pretrain" else self.sets["pretrain"]
+        assert source is not None
         positions = torch.arange(distributed.rank(), len(source), distributed.world_size())
         if self.loading == "memory" and source.uniform_size is not None:
             pixels = self.pixels(split, device)
@@ -346,6 +357,24 @@ class PretrainData(pl.LightningDataModule):
 
     def _formatted(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.memory_format)
+
+
+def by_stable_index(values: Tensor, image_id: Int64[Tensor, " N"], missing: float) -> Tensor:
+    """A table of values by stable index, ``missing`` where an index is not in the set."""
+    table = torch.full((int(image_id.max()) + 1, *values.shape[1:]), missing, dtype=values.dtype)
+    table[image_id] = values
+    return table
+
+
+def column_by_stable_index(column: Any, image_id: Int64[Tensor, " N"]) -> Tensor | list:
+    """A metadata column by stable index: -1, NaN, False or None where an index is not in the set."""
+    if isinstance(column, Tensor):
+        missing = float("nan") if column.is_floating_point() else 0 if column.dtype == torch.bool else -1
+        return by_stable_index(column, image_id, missing)
+    table: list = [None] * (int(image_id.max()) + 1)
+    for index, value in zip(image_id.tolist(), column, strict=True):
+        table[index] = value
+    return table
 
 
 def check_steps(n_images: int, batch_size: int, world_size: int, drop_last: bool) -> None:

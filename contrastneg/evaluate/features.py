@@ -29,11 +29,18 @@ class Features:
         return replace(self, x=self.x + delta)
 
 
-@torch.no_grad()
 def extract(
     encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Features:
-    """Features of the ``train`` (bank) or ``test`` (queries) images under the evaluation transform.
+    """Features and labels of the ``train`` (bank) or ``test`` (queries) images; see :func:`encode_set`."""
+    return Features(encode_set(encoder, data, split, device, dtype), data.labels(split))
+
+
+@torch.no_grad()
+def encode_set(
+    encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "N F"]:
+    """Features of a whole set under the evaluation transform, on the CPU, in the order of the set.
 
     The encoder is in evaluation mode while it works and every part of it is put back into the mode it was in; statistics,
     counters and random generators are not touched. Under data parallelism each rank does its share with the batch-norm
@@ -41,8 +48,8 @@ def extract(
 
     Args:
         encoder: (B, C, S, S) to (B, F).
-        data: Gives batches and labels.
-        split: "train" or "test".
+        data: Gives batches.
+        split: "pretrain", "train" or "test".
         device: Where the encoder is.
         dtype: Arithmetic of the encoder: half precisions through autocast, float64 as it is.
     """
@@ -55,7 +62,7 @@ def extract(
     own = torch.cat([torch.empty(0, width, device=device), *rows])
     order = torch.cat([torch.empty(0, dtype=torch.long), *positions]).to(device)
     x, position = distributed.all_gather(own).cpu(), distributed.all_gather(order).cpu()
-    return Features(x[position.argsort()], data.labels(split))
+    return x[position.argsort()]
 
 
 def finite_rows(x: Float[Tensor, "N F"]) -> Bool[Tensor, " N"]:

@@ -13,11 +13,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from contrastneg import distributed
+from contrastneg.device import encoder_dtype
 from contrastneg.evaluate.features import check_labels, extract, finite_rows
 from contrastneg.evaluate.knn import knn_score
 from contrastneg.randomness import generator
-
-ARITHMETIC = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64-true": torch.float64}
 
 
 class OnlineKnn(Callback):
@@ -53,7 +52,7 @@ class OnlineKnn(Callback):
             return
         began = time.perf_counter()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dtype = ARITHMETIC.get(str(trainer.precision), torch.float32)
+        dtype = encoder_dtype(trainer)
         bank, queries = (
             extract(pl_module.backbone, data, split, pl_module.device, dtype) for split in ("train", "test")
         )

@@ -9,13 +9,13 @@ a method is a list of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastneg.logsumexp import own_pairs
 from contrastneg.randomness import derive_seed
@@ -41,6 +41,8 @@ class Clock:
     """Micro-batch within the epoch: steps that accumulate draw anew for each."""
     direction: int = 0
     """0 for queries of view 1, 1 for those of view 2 in a symmetric loss, which draw their own numbers."""
+    stage: int = 0
+    """Place of the stage that draws in the list of stages: two of one class draw differently."""
 
     @property
     def progress(self) -> float:
@@ -49,8 +51,23 @@ class Clock:
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose of one step on this rank; the same again in a resumed run."""
-        seed = derive_seed(self.seed, purpose, self.step, self.batch, self.rank, self.direction)
+        place = (self.step, self.batch, self.rank, self.direction, self.stage)
+        seed = derive_seed(self.seed, purpose, *place)
         return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the pretraining images before the first step. Tables are by stable image index."""
+
+    images: int
+    """Stable indices are 0 to images - 1."""
+    dim: int
+    """Width D of the embeddings that are compared."""
+    labels: Int64[Tensor, " T"] | None = None
+    """Class of each image, -1 unknown; None without any labels."""
+    columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
+    """Metadata of each image, by name of the column."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,10 @@ class Negatives:
 
 
 class Stage(ABC):
-    """One edit of the table. Stateless stages are frozen dataclasses; stages with state are modules with buffers."""
+    """One edit of the table.
+
+    A stage without state is a frozen dataclass. One that remembers something is a :class:`StageWithState`.
+    """
 
     kind: ClassVar[str]
     """Its place in the order source, score, eliminate, select, weight, synthesize."""
@@ -168,32 +188,53 @@ class Stage(ABC):
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The edited table."""
 
+    def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
+        """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.
 
-def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
-    """Refuse a list of stages that cannot be right.
+        Raises:
+            ValueError: The stage needs labels, columns or images that are not there.
+        """
 
-    Args:
-        stages: The stages in the order in which they will run.
-        provides: What holds before the first: "id" (images behind keys are known), "queue" or "batch" (where the keys
-            come from); "iid" (candidates are drawn alike from the data) is added.
+    def refresh(  # noqa: B027
+        self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock
+    ) -> None:
+        """Called before each epoch on every rank: the time to cluster, to build a graph, to mine.
 
-    Raises:
-        ValueError: A stage comes too early or too late, or needs what an earlier one took away or nobody gives.
+        Args:
+            embeddings: Gives the unit embeddings of all pretraining images by stable index, on the CPU and the same on
+                every rank; NaN where an index has no image. Costs a pass over the data: call it only if needed.
+            clock: Where the run stands.
+        """
+
+    def update(  # noqa: B027
+        self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock
+    ) -> None:
+        """Called after each step with the keys of all ranks, in the same order on every rank, without gradient."""
+
+
+class StageWithState(nn.Module, Stage):
+    """A stage that remembers: its buffers are in the checkpoint, and equal on all ranks if it is given equal things.
+
+    Subclasses are ``@dataclass(eq=False)`` whose fields are settings. Buffers are declared as
+    ``name: Tensor = field(init=False, repr=False)`` and registered in ``__post_init__`` after calling that of this class.
+    A buffer whose size is not known before :meth:`begin` starts empty; it takes the saved size when a checkpoint is
+    loaded.
     """
-    holds = {"iid", *provides}
-    taken: dict[str, str] = {}
-    furthest, before = 0, ""
-    for stage in stages:
-        name = type(stage).__name__
-        place = KINDS.index(stage.kind)
-        if place < furthest:
-            raise ValueError(
-                f"stage {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
-                f"order stages as {', '.join(KINDS)}"
-            )
-        for need in sorted(stage.needs - holds):
-            why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
-            raise ValueError(f"stage {name} needs {need!r}, which {why}: leave one of them out")
-        furthest, before = place, name
-        taken.update(dict.fromkeys(stage.breaks, name))
-        holds = (holds | stage.gives) - stage.breaks
+
+    def __post_init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
+        """The edited table."""
+        return self.forward(negatives, clock)
+
+    @abstractmethod
+    def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
+        """The edited table."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,165 @@
+"""A list of stages: whether it can be right, running it, and what it did to the table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage
+
+
+def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
+    """Refuse a list of stages that cannot be right.
+
+    Args:
+        stages: The stages in the order in which they will run.
+        provides: What holds before the first: "id" (images behind keys are known), "queue" or "batch" (where the keys
+            come from); "iid" (candidates are drawn alike from the data) is added.
+
+    Raises:
+        ValueError: A stage comes too early or too late, or needs what an earlier one took away or nobody gives.
+    """
+    holds = {"iid", *provides}
+    taken: dict[str, str] = {}
+    furthest, before = 0, ""
+    for stage in stages:
+        name = type(stage).__name__
+        place = KINDS.index(stage.kind)
+        if place < furthest:
+            raise ValueError(
+                f"stage {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
+                f"order stages as {', '.join(KINDS)}"
+            )
+        for need in sorted(stage.needs - holds):
+            why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
+            raise ValueError(f"stage {name} needs {need!r}, which {why}: leave one of them out")
+        furthest, before = place, name
+        taken.update(dict.fromkeys(stage.breaks, name))
+        holds = (holds | stage.gives) - stage.breaks
+
+
+@dataclass
+class Record:
+    """What the stages of one step did to its table, as means over queries; numbers stay on the device.
+
+    Args:
+        label_table: Label of each image by stable index, -1 unknown; None without labels. Used for these numbers only.
+    """
+
+    label_table: Int64[Tensor, " T"] | None = None
+    numbers: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Number by name: ``STAGE/kept``, ``STAGE/effective``, ``STAGE/same_class``, ``STAGE/empty_rows``."""
+
+    def note(self, name: str, negatives: Negatives) -> None:
+        """Measure the table after a stage.
+
+        ``kept`` candidates per query; ``effective`` number of negatives, e to the entropy of their weights; ``same_class``
+        share among candidates of known class, by weight; ``empty_rows`` share of queries with no candidate left.
+        """
+        log_weight = negatives.log_weight.detach()
+        if log_weight.shape[1] == 0:  # an empty queue
+            self.numbers[f"{name}/kept"], self.numbers[f"{name}/empty_rows"] = log_weight.new_tensor([0.0, 1.0])
+            return
+        kept = log_weight > -torch.inf
+        weight = (log_weight - log_weight.amax(dim=1, keepdim=True).clamp(min=torch.finfo(log_weight.dtype).min)).exp()
+        total = weight.sum(dim=1)
+        law = weight / total.clamp(min=1)[:, None]
+        self.numbers[f"{name}/kept"] = kept.sum(dim=1).to(weight.dtype).mean()
+        self.numbers[f"{name}/effective"] = torch.special.entr(law).sum(dim=1).exp()[total > 0].mean()
+        self.numbers[f"{name}/empty_rows"] = (total == 0).to(weight.dtype).mean()
+        if self.label_table is not None:
+            table = self.label_table.to(law.device)
+            label = torch.where(negatives.key_id >= 0, table[negatives.key_id.clamp(min=0)], -1)
+            own = table[negatives.query_id]
+            known = (label >= 0) & (own >= 0)[:, None]
+            same = known & (label == own[:, None])
+            self.numbers[f"{name}/same_class"] = (weight * same).sum() / (weight * known).sum()
+
+
+class Pipeline(nn.Module):
+    """The stages of a method; those with state are parts of it, and so of its checkpoints.
+
+    Args:
+        stages: The stages in order.
+        provides: What holds before the first, see :func:`check_pipeline`.
+        dim: Width of the embeddings that are compared.
+
+    Raises:
+        ValueError: The list cannot be right.
+    """
+
+    refreshed: Tensor
+
+    def __init__(self, stages: Sequence[Stage], provides: set[str], dim: int) -> None:
+        super().__init__()
+        check_pipeline(stages, provides)
+        self.stages = list(stages)
+        self.dim = dim
+        self.states = nn.ModuleDict(
+            {
+                f"{place}_{type(stage).__name__}": stage
+                for place, stage in enumerate(stages)
+                if isinstance(stage, nn.Module)
+            }
+        )
+        self.register_buffer("refreshed", torch.tensor(-1))  # epoch of the last refresh
+        self._facts: Facts | None = None
+
+    @property
+    def labels(self) -> Int64[Tensor, " T"] | None:
+        """Label of each image by stable index, for statistics; None where nothing is known."""
+        return None if self._facts is None else self._facts.labels
+
+    def begin(self, data: Any) -> None:
+        """Tell the stages, once, what is known of the images.
+
+        Args:
+            data: A data module with ``facts(dim)``.
+
+        Raises:
+            ValueError: A stage cannot work on these images, or asks about them and the data module does not tell.
+        """
+        asking = [stage for stage in self.stages if type(stage).begin is not Stage.begin]
+        if self._facts is None and hasattr(data, "facts"):
+            facts = self._facts = data.facts(self.dim)
+            for stage in asking:
+                stage.begin(facts)
+        elif self._facts is None and asking:
+            raise ValueError(
+                f"stage {type(asking[0]).__name__} must know the images but the data module has no facts(dim): "
+                "use contrastneg.data.module.PretrainData, or give yours that method"
+            )
+
+    def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock, epoch: int) -> None:
+        """See :meth:`Stage.refresh`; does nothing the second time in an epoch, so a run resumed within one goes on."""
+        if not self.stages or int(self.refreshed) == epoch:
+            return
+        self.refreshed.fill_(epoch)
+        for place, stage in enumerate(self.stages):
+            stage.refresh(embeddings, replace(clock, stage=place))
+
+    def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
+        """See :meth:`Stage.update`."""
+        for place, stage in enumerate(self.stages):
+            stage.update(keys, image_id, replace(clock, stage=place))
+
+
+def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, record: Record | None = None) -> Negatives:
+    """The table after every stage, each with its own random numbers.
+
+    Args:
+        negatives: The table of all candidates.
+        stages: The stages in order.
+        clock: Where the run stands.
+        record: Is told of the table before the first stage and after each.
+    """
+    if record is not None:
+        record.note("all", negatives)
+    for place, stage in enumerate(stages):
+        negatives = stage(negatives, replace(clock, stage=place))
+        if record is not None:
+            record.note(f"{place + 1}_{type(stage).__name__}", negatives)
+    return negatives
