@@ -93,7 +93,7 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
 
 
 def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    output = Output(enabled=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+    output = Output(enabled=distributed.is_first_process())
     notes = [
         *device.notes,
         *opened.notes,
