@@ -166,6 +166,34 @@ def test_an_unsupported_precision_falls_back_and_says_which_is_used():
     assert resolve_precision("float64", "cpu") == ("float64", [])
 
 
+@pytest.mark.parametrize(("name", "layer"), [("resnet9", "SyncBatchNorm"), ("test_efficientnet", "SyncBatchNormAct")])
+def test_sync_batch_norm_keeps_the_activations_that_a_backbones_batch_norms_hold(tmp_path, monkeypatch, name, layer):
+    from unittest.mock import MagicMock
+
+    from pytorch_lightning.callbacks import Callback
+
+    from contrastneg import Backbone, Pretrain, SimCLR
+    from contrastneg import pretrain as module
+    from contrastneg.console import Output, RunProgress
+    from contrastneg.data.module import PretrainData
+    from contrastneg.device import Device
+
+    data = MagicMock(spec=PretrainData)
+    data.label_table.return_value = None
+    config = Pretrain(method=SimCLR(Backbone(name=name), batch_norm="sync"), data="shapes")
+    rest = (tmp_path, data, RunProgress(Output(False), bar=False), None, Callback(), None)
+    built = {}
+    monkeypatch.setattr(module.pl.Trainer, "__init__", lambda self, **options: built.update(options))
+    for accelerator, layers in (("cpu", set()), ("gpu", {layer})):
+        module.build_trainer(config, Device(accelerator, 2, 1, "float32", []), *rest)
+        plugins = [plugin for plugin in built["plugins"] if hasattr(plugin, "apply")]
+        assert not built.get("sync_batchnorm")
+        assert len(plugins) == len(layers)
+        for plugin in plugins:
+            found = {type(part).__name__ for part in plugin.apply(config.method).backbone.modules()}
+            assert {part for part in found if "BatchNorm" in part} == layers
+
+
 # -- real processes -----------------------------------------------------------------------------------------------
 
 
