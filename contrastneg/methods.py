@@ -103,7 +103,8 @@ class MoCo(pl.LightningModule):
         symmetric: Also contrast view 2 against keys of view 1. Both losses are taken before either key set is pushed.
         loss_scale: ``mean`` or ``sum`` of the directions, or ``2t_sum``: 2 x temperature x sum (MoCo v3).
         batch_norm: ``plain`` per device; ``split`` in groups on one device; ``shuffle`` key batches across devices;
-            ``sync`` statistics over all devices (on GPUs; needs ``Trainer(sync_batchnorm=True)``).
+            ``sync`` statistics over all GPUs: ``contrastneg pretrain`` sees to it, a Trainer of your own needs
+            ``plugins=[contrastneg.batchnorm.SyncBatchNorm()]``.
         bn_splits: Groups of the ``split`` batch norm.
         stages: Edits of the table of negatives, in order.
         optimizer: Optimizer, learning-rate rule and warm-up.
@@ -257,8 +258,8 @@ class SimCLR(pl.LightningModule):
         projector: Head whose unit-length output is compared.
         temperature: Softmax temperature, above 0.
         loss_scale: ``mean`` over the 2B anchors, or ``sum`` of the means of the two views (official code, twice that).
-        batch_norm: ``plain`` statistics per device or ``sync`` over all devices (on GPUs; needs
-            ``Trainer(sync_batchnorm=True)``).
+        batch_norm: ``plain`` statistics per device or ``sync`` over all GPUs: ``contrastneg pretrain`` sees to it, a
+            Trainer of your own needs ``plugins=[contrastneg.batchnorm.SyncBatchNorm()]``.
         stages: Edits of the table of negatives, in order.
         optimizer: Optimizer, learning-rate rule and warm-up.
         image_size: Side of the views, which vision transformers must know in advance.

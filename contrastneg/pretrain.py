@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
+from contrastneg.batchnorm import SyncBatchNorm
 from contrastneg.candidates import CandidateShares
 from contrastneg.card import StartCard, queue_notes
 from contrastneg.config import Pretrain, plain
@@ -95,7 +96,7 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
 
 
 def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    output = Output(enabled=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+    output = Output(enabled=distributed.is_first_process())
     notes = [
         *device.notes,
         *opened.notes,
@@ -180,12 +181,11 @@ def build_trainer(
         gradient_clip_val=config.clip,
         logger=build_loggers(config, folder, progress, checkpoint),
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *([SyncBatchNorm()] if synchronised(config.method, device) else [])],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        sync_batchnorm=synchronised(config.method, device),
         log_every_n_steps=config.log_every,
         deterministic=config.deterministic,
         default_root_dir=folder,

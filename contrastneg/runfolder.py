@@ -43,11 +43,14 @@ class Interrupted(Exception):
 def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
     """The folder of a new run, not made yet.
 
+    Only the first process looks whether the folder is empty: the others of a launch may come after it has written there.
+
     Raises:
         ValueError: If the asked folder holds something already, or several processes start at once without a name.
     """
     if asked is not None:
-        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+        taken = asked.exists() and (not asked.is_dir() or any(asked.iterdir()))
+        if taken and distributed.is_first_process():
             raise ValueError(
                 f"run folder {asked} exists already: give another --run, or continue it with --resume {asked}"
             )

@@ -1,5 +1,7 @@
-"""Two gloo processes against one process on the joined batch, in float64, with a linear encoder."""
+"""Two gloo processes against one process on the joined batch: real training steps in float64, with a linear encoder."""
 
+import copy
+import inspect
 import math
 
 import pytest
@@ -32,8 +34,82 @@ def clock():
     return Clock(0, 1, 0.0, 0)
 
 
+class Linear(torch.nn.Module):
+    """A backbone of one matrix: rows in, embeddings out."""
+
+    num_features = DIM
+
+    def __init__(self, w):
+        super().__init__()
+        self.weight = torch.nn.Parameter(w.detach().clone())
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+
+class Step(torch.nn.Module):
+    """What data-parallel training wraps: a forward pass that is the method's training step."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch, batch_idx):
+        return self.method.training_step(batch, batch_idx)["loss"]
+
+
+def method_of(name, predict=False, **options):
+    """A real method whose encoder, and predictor if any, is :class:`Linear`."""
+    import pytorch_lightning as pl
+
+    from contrastneg import Backbone, Head, methods
+
+    method = getattr(methods, name)(Backbone(name="resnet9", width=0.125), Head(out=DIM), temperature=T, **options)
+    method.encoder = methods.Encoder(Linear(weight()), torch.nn.Identity())
+    if name == "MoCo":
+        method.key_encoder = copy.deepcopy(method.encoder).requires_grad_(False)
+        method.key_encoder.backbone.weight *= 0.5
+        method.key_encoder.backbone.weight[0] += 1
+        if method.queue is not None:
+            method.queue = methods.KeyQueue(len(method.queue.keys), DIM, torch.double)
+        if predict:
+            method.predictor = Linear(torch.eye(DIM).double() + weight(8)[:DIM])
+    method.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    method.trainer.optimizers = [torch.optim.SGD(method.encoder.parameters(), lr=0.1)]
+    method.log = lambda *args, **kwargs: None
+    return method
+
+
+def batch_of(n, step, rows=slice(None)):
+    """Some rows of the batch of n images that a step takes."""
+    from contrastneg.data.module import TwoViews
+
+    view1, view2, ids = (x[rows] for x in pairs(n, seed=step))
+    return TwoViews(view1[..., None, None], view2[..., None, None], ids + 100 * step)
+
+
+def two_steps(case, n, rows=slice(None)):
+    """Two real training steps on some rows of the batches: loss and gradient of the second, and the queue after it."""
+    name, options = CASES[case]
+    method = method_of(name, **options)
+    module = Step(method)
+    if dist.is_initialized():
+        parallel = torch.nn.parallel.DistributedDataParallel
+        known = "forward_sync_buffers" in inspect.signature(parallel).parameters
+        module = parallel(module, **{"forward_sync_buffers" if known else "broadcast_buffers": False})
+    for step in range(2):
+        method.zero_grad()
+        loss = module(batch_of(n, step, rows), step)
+        loss.backward()
+    return {
+        "loss": loss.item(),
+        "grad": {name: p.grad.clone() for name, p in method.named_parameters() if p.requires_grad},
+        "queue": {} if getattr(method, "queue", None) is None else method.queue.state_dict(),
+    }
+
+
 def simclr_loss(w, view1, view2, ids, wrong=None):
-    """As SimCLR.training_step computes it, or in a way that is known to be wrong."""
+    """NT-Xent of shared batches, or a loss that is known to be wrong."""
     from contrastneg import distributed
     from contrastneg.methods import contrast
 
@@ -59,58 +135,17 @@ def with_own_rows(z):
     return torch.cat([everyone[:start], z, everyone[start + len(z) :]])
 
 
-def moco_steps(w, view1, view2, ids, *, symmetric, queue_size):
-    """Two steps as MoCo.training_step takes them: the loss of the second, and the queue after it."""
-    from contrastneg import distributed
-    from contrastneg.methods import contrast
-    from contrastneg.queue import KeyQueue
-
-    queue = KeyQueue(queue_size, DIM, torch.double) if queue_size else None
-    w_key = w.detach() * 0.9
-    loss = torch.zeros((), dtype=torch.double)
-    for step in range(2):
-        q1, k2 = unit(view1 @ w), unit(view2 @ w_key)
-        directions = [(q1, k2)]
-        if symmetric:
-            directions.append((unit(view2 @ w), unit(view1 @ w_key)))
-        image_id = ids + 100 * step
-        scored = []
-        for query, key in directions:
-            if queue is not None:
-                keys, key_id = queue.candidates(copy=False)
-            else:
-                keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
-            scored.append(contrast(query, key, image_id, keys, key_id, [], T, clock())[0])
-        loss = sum(distributed.global_mean(values) for values in scored)
-        if queue is not None:
-            gathered = distributed.all_gather(image_id)
-            for _, key in directions:
-                queue.push(distributed.all_gather(key), gathered)
-    return loss, queue
-
-
-def moco_v3_loss(*views):
-    """Both directions against the keys of the batch, which carry no gradient, times 2 t."""
-    loss, queue = moco_steps(*views, symmetric=True, queue_size=0)
-    return 2 * T * loss, queue
-
-
+MOCO = {"queue_size": 11, "momentum": 0.9}
 CASES = {
-    "simclr": lambda *views: (simclr_loss(*views), None),
-    "moco": lambda *views: moco_steps(*views, symmetric=False, queue_size=11),
-    "moco_symmetric": lambda *views: moco_steps(*views, symmetric=True, queue_size=11),
-    "moco_v3": lambda *views: moco_v3_loss(*views),
+    "simclr": ("SimCLR", {}),
+    "simclr_sum": ("SimCLR", {"loss_scale": "sum"}),
+    "moco": ("MoCo", MOCO),
+    "moco_shuffle": ("MoCo", MOCO | {"batch_norm": "shuffle"}),
+    "moco_symmetric": ("MoCo", MOCO | {"symmetric": True}),
+    "moco_v3": ("MoCo", {"queue_size": 0, "symmetric": True, "predict": True, "loss_scale": "2t_sum"}),
 }
 WRONG = ("detached gather", "no gather", "whole loss on every rank")
 SHARES = {"even": (4, 4), "uneven": (4, 3)}
-
-
-def one_process(case, n):
-    w = weight()
-    view1, view2, ids = pairs(n)
-    loss, queue = CASES[case](w, view1, view2, ids)
-    loss.backward()
-    return loss.item(), w.grad, queue
 
 
 def local_rows(shares, rank):
@@ -128,15 +163,8 @@ def two_processes(rank, init, out):
     for name, shares in SHARES.items():
         rows = local_rows(shares, rank)
         view1, view2, ids = (x[rows] for x in pairs(sum(shares)))
-        for case, compute in CASES.items():
-            w = weight()
-            loss, queue = compute(w, view1, view2, ids)
-            loss.backward()
-            results[f"{case}-{name}"] = {
-                "loss": loss.item(),
-                "grad": w.grad,
-                "queue": queue.state_dict() if queue is not None else None,
-            }
+        for case in CASES:
+            results[f"{case}-{name}"] = two_steps(case, sum(shares), rows)
         gathered = distributed.all_gather(ids)
         results[f"gather-{name}"] = (gathered, distributed.row_offset(len(ids)))
         for wrong in WRONG:
@@ -169,28 +197,47 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_of_two_ranks_are_those_of_one_process(ranks, case, shares):
-    loss, gradient, _ = one_process(case, sum(SHARES[shares]))
+def test_loss_and_gradient_of_two_ranks_steps_are_those_of_one_process(ranks, case, shares):
+    expected = two_steps(case.removesuffix("_shuffle"), sum(SHARES[shares]))
     found = [rank[f"{case}-{shares}"] for rank in ranks]
-    assert sum(one["loss"] for one in found) / WORLD == pytest.approx(loss, abs=1e-9)
-    assert (sum(one["grad"] for one in found) / WORLD - gradient).abs().max() < 1e-9
-    assert gradient.abs().max() > 1e-3
+    assert sum(one["loss"] for one in found) / WORLD == pytest.approx(expected["loss"], abs=1e-9)
+    assert expected["grad"].keys() == ({"encoder.backbone.weight"} | ({"predictor.weight"} if "v3" in case else set()))
+    for name, gradient in expected["grad"].items():
+        assert gradient.abs().max() > 1e-3
+        for one in found:
+            assert_close(one["grad"][name], gradient, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("case", ["moco", "moco_symmetric"])
+@pytest.mark.parametrize("case", ["moco", "moco_shuffle", "moco_symmetric"])
 def test_queues_are_identical_on_both_ranks_and_equal_to_one_processs(ranks, case, shares):
-    _, _, queue = one_process(case, sum(SHARES[shares]))
+    expected = two_steps(case.removesuffix("_shuffle"), sum(SHARES[shares]))["queue"]
     states = [rank[f"{case}-{shares}"]["queue"] for rank in ranks]
-    for name, expected in queue.state_dict().items():
+    assert expected["filled"] == 11
+    for name, buffer in expected.items():
         assert torch.equal(states[0][name], states[1][name])
-        assert_close(states[0][name], expected, rtol=0, atol=1e-12)
+        assert_close(states[0][name], buffer, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_the_gradient_of_a_simclr_step_is_that_of_nt_xent(n):
+    from contrastneg.losses import nt_xent
+
+    w = weight()
+    view1, view2, _ = pairs(n, seed=1)
+    loss = nt_xent(unit(view1 @ w), unit(view2 @ w), temperature=T).mean()
+    loss.backward()
+    step = two_steps("simclr", n)
+    assert step["loss"] == pytest.approx(loss.item(), abs=1e-9)
+    assert_close(step["grad"]["encoder.backbone.weight"], w.grad, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("shares", SHARES)
 def test_the_known_wrong_ways_to_share_a_batch_are_told_apart_from_the_right_one(ranks, wrong, shares):
-    _, truth, _ = one_process("simclr", sum(SHARES[shares]))
+    w = weight()
+    simclr_loss(w, *pairs(sum(SHARES[shares]))).backward()
+    truth = w.grad
     found = sum(rank[f"{wrong}-{shares}"]["grad"] for rank in ranks) / WORLD
     cosine = torch.nn.functional.cosine_similarity(found.flatten(), truth.flatten(), dim=0)
     if wrong == "whole loss on every rank":

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -188,12 +189,44 @@ def test_an_unsupported_precision_falls_back_and_says_which_is_used():
     assert resolve_precision("float64", "cpu") == ("float64", [])
 
 
+@pytest.mark.parametrize(("name", "layer"), [("resnet9", "SyncBatchNorm"), ("test_efficientnet", "SyncBatchNormAct")])
+def test_sync_batch_norm_keeps_the_activations_that_a_backbones_batch_norms_hold(tmp_path, monkeypatch, name, layer):
+    from unittest.mock import MagicMock
+
+    from pytorch_lightning.callbacks import Callback
+
+    from contrastneg import Backbone, Pretrain, SimCLR
+    from contrastneg import pretrain as module
+    from contrastneg.console import Output, RunProgress
+    from contrastneg.data.module import PretrainData
+    from contrastneg.device import Device
+
+    data = MagicMock(spec=PretrainData)
+    data.label_table.return_value = None
+    config = Pretrain(method=SimCLR(Backbone(name=name), batch_norm="sync"), data="shapes")
+    rest = (tmp_path, data, RunProgress(Output(False), bar=False), None, Callback(), None)
+    built = {}
+    monkeypatch.setattr(module.pl.Trainer, "__init__", lambda self, **options: built.update(options))
+    for accelerator, layers in (("cpu", set()), ("gpu", {layer})):
+        module.build_trainer(config, Device(accelerator, 2, 1, "float32", []), *rest)
+        plugins = [plugin for plugin in built["plugins"] if hasattr(plugin, "apply")]
+        assert not built.get("sync_batchnorm")
+        assert len(plugins) == len(layers)
+        for plugin in plugins:
+            found = {type(part).__name__ for part in plugin.apply(config.method).backbone.modules()}
+            assert {part for part in found if "BatchNorm" in part} == layers
+
+
 # -- real processes -----------------------------------------------------------------------------------------------
 
 
-def start(*arguments, **options):
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+            "-m", "--", "contrastneg"]  # fmt: skip
+
+
+def start(*arguments, launcher=("contrastneg",), **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "contrastneg", "pretrain", *map(str, arguments)]
+    command = [sys.executable, "-m", *launcher, "pretrain", *map(str, arguments)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env=environment, **pipes | options)
 
@@ -320,3 +353,27 @@ def test_two_cpu_processes_train_one_model_and_leave_one_run(tmp_path):
     assert state["global_step"] == 12
     assert (state["state_dict"]["queue.image_id"] >= 0).all()
     assert Path(out / "report.html").exists()
+
+
+def test_two_processes_of_torchrun_share_one_run_folder(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["shapes", *MOCO, *SMALL, "--devices", 2, "--limit-images", 50, "--epochs", 1, "--run", out]
+    process = start(*arguments, "--final_scores", "false", launcher=TORCHRUN, stdout=subprocess.PIPE)
+    printed, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert printed.count("epoch   1/1") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(metrics_of(out)) == 4  # three steps and the epoch, written once
+    assert json.loads((out / "summary.json").read_text())["method"] == "MoCo"
+
+
+def test_torchrun_ends_with_one_line_and_status_2_where_the_run_folder_is_in_use(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = ["shapes", *SMALL, "--devices", 2, "--limit-images", 50, "--epochs", 1, "--run", tmp_path]
+    process = start(*arguments, launcher=TORCHRUN)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert errors.count("contrastneg: ") == 1
+    assert f"contrastneg: run folder {tmp_path} exists already" in errors
+    assert re.search(r"rank\s*: 0 .*\n\s*exitcode\s*: 2 ", errors)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

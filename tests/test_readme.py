@@ -1,6 +1,10 @@
 """What the README shows works as it stands there."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,25 @@ def test_every_verb_and_config_that_the_readme_names_is_there():
     configs = set(re.findall(r"configs/[\w/]+\.yaml", README))
     assert configs
     assert all((root / config).exists() for config in configs)
+
+
+def test_the_torchrun_command_of_the_readme_starts_one_run(tmp_path):
+    command = next(block for block in blocks("bash") if "torchrun" in block).replace("\\\n", " ")
+    words = shlex.split(next(line for line in command.splitlines() if line.startswith("torchrun")))
+    (tmp_path / "tiny.yaml").write_text(
+        "{limit_images: 50, epochs: 1, batch_size: 8, final_scores: false, knn_every: 0, accelerator: cpu, views: {size: 16},"
+        " method: {class_path: MoCo, init_args: {queue_size: 20, backbone: {name: resnet9, width: 0.125}}}}"
+    )
+    after = {
+        "--nproc-per-node": "2", "--devices": "2", "--nnodes": "1", "--nodes": "1", "--rdzv-endpoint": "localhost:0",
+        "pretrain": "shapes", "--config": str(tmp_path / "tiny.yaml"), "--run": str(tmp_path / "run"),
+    }  # fmt: skip
+    assert after.keys() <= set(words)
+    words = [after.get(name, word) for name, word in zip(["", *words], words, strict=False)]
+    assert words[0] == "torchrun"
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "run" / "summary.json").exists()

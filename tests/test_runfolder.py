@@ -38,6 +38,18 @@ def test_processes_that_start_together_must_name_the_folder(monkeypatch):
         new_run_folder(None, "x", "MoCo")
 
 
+def test_only_the_first_process_of_a_launch_minds_what_the_folder_holds(tmp_path, monkeypatch):
+    from contrastneg.runfolder import new_run_folder
+
+    (tmp_path / "config.yaml").write_text("written by the first process")
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "1")
+        assert new_run_folder(tmp_path, "x", "MoCo") == tmp_path
+        monkeypatch.setenv(name, "0")
+        with pytest.raises(ValueError, match="exists already"):
+            new_run_folder(tmp_path, "x", "MoCo")
+
+
 def test_metrics_keep_earlier_rows_when_a_new_column_appears(tmp_path):
     from contrastneg.runfolder import MetricsCsv
 
