@@ -47,6 +47,8 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_path, folder, capsys):
+    from contrastneg.report.curves import CURVES
+
     out = tmp_path / "run"
     assert run(folder, *MOCO, *SMALL, "--epochs", 2, "--knn_k", 3, "--run", out) == 0
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -65,6 +67,8 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     rows = metrics_of(out)
     assert [row["train/loss"] != "" for row in rows].count(True) == 6
     assert rows[-1]["knn/top1"] != ""
+    drawn = {name for curve in CURVES for name in curve.columns}
+    assert drawn - set((out / "metrics.csv").read_text().splitlines()[0].split(",")) <= {"train/momentum"}
     printed = capsys.readouterr().out
     assert "24 usable of 24 pictures found" in printed
     assert "drawn anew, fill no batch" not in printed

@@ -59,7 +59,7 @@ def metrics_text() -> str:
     """Four epochs of ten logged steps; scores once an epoch; the last line ends within a number."""
     names = "step,epoch,seconds,train/loss,train/accuracy,candidates/queue_fill,candidates/own,candidates/same_class"
     lines = [
-        f"{names},lr-AdamW,train/momentum,epoch/loss,epoch/accuracy,speed/images_per_second,knn/top1,probe/accuracy"
+        f"{names},train/lr,train/momentum,epoch/loss,epoch/accuracy,speed/images_per_second,knn/top1,probe/accuracy"
     ]
     for step in range(40):
         loss, share = 8 / (1 + step / 10), step / 40
@@ -188,6 +188,7 @@ def test_each_logged_quantity_has_its_chart(run: Path) -> None:
     ):
         assert any(label.startswith(title) for label in labels), title
     assert len(labels) == 10
+    assert "Own keys in the queue (excluded)" in page_of(run)
     knn = next(label for label in labels if label.startswith("kNN"))
     assert "from 41.25 to 78.75 % in 6.045 min" in knn
 
