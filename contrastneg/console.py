@@ -130,8 +130,8 @@ class RunProgress(Callback):
         return self.seconds + running
 
     def images_per_second(self) -> float:
-        """Images (not views) trained on per second since the start or the last resume."""
-        seconds, images = self._resumed_from
+        """Images (not views) trained on per second since the start or the last resume, or before it if none came after."""
+        seconds, images = self._resumed_from if self.images > self._resumed_from[1] else (0.0, 0)
         return (self.images - images) / max(self.training_seconds() - seconds, 1e-9)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -50,6 +50,7 @@ from contrastneg.runfolder import (
     MetricsCsv,
     command_line,
     environment,
+    first_command,
     new_run_folder,
     newest_checkpoint,
     read_checkpoint,
@@ -217,10 +218,10 @@ class StepSeed(Callback):
 
 
 def write_run_folder(folder: Path, config: Pretrain) -> None:
-    """The folder with the settings as given and the environment, before anything is derived."""
+    """The folder with the settings as given, the command and the environment, before anything is derived."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", {"command": command_line(), **environment()})
 
 
 def plain_config(config: Pretrain) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def finish(
         if trainer.is_global_zero:
             pictures.save(folder / "pictures.npz")
     summary = {
-        "command": command_line(),
+        "command": first_command(folder),
         "method": type(method).__name__,
         "data": config.data,
         "train_seconds": round(progress.seconds, 1),

@@ -299,6 +299,21 @@ def test_a_signal_during_the_final_scores_ends_the_run_and_resume_goes_on_from_t
     assert json.loads((out / "summary.json").read_text())["table"]
 
 
+def test_a_finished_run_resumed_keeps_its_command_and_its_training_figures(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["shapes", *SMALL, "--limit-images", 32, "--epochs", 1, "--final_scores", "false", "--run", out]
+    summaries = []
+    for todo in (arguments, ["--resume", out]):
+        process = start(*todo)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        summaries.append(json.loads((out / "summary.json").read_text()))
+        (out / "summary.json").unlink()  # as if the first had been stopped during its scores
+    assert summaries[0]["command"] == ["contrastneg", "pretrain", *map(str, arguments)]
+    assert summaries[0]["images_per_second"] > 0
+    assert summaries[1] == summaries[0]
+
+
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
     read, write = os.pipe()
     os.close(read)

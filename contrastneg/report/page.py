@@ -88,7 +88,7 @@ def build_page(records: Records) -> Page:
     """Everything the page shows, from the records of a run."""
     rows = [row for row in as_list(records.summary.get("table")) if isinstance(row, dict)]
     neighbours = neighbour_rows(records.pictures)
-    command = as_list(records.summary.get("command"))
+    command = as_list(records.environment.get("command")) or as_list(records.summary.get("command"))
     return Page(
         title=title(records),
         facts=facts(records),
@@ -105,7 +105,7 @@ def build_page(records: Records) -> Page:
         neighbour_count=neighbour_count(neighbours),
         notes=[str(note) for note in as_list(records.summary.get("notes"))],
         command=shlex.join(map(str, command)),
-        environment=[(str(name), plain_text(value)) for name, value in records.environment.items()],
+        environment=[(str(k), plain_text(value)) for k, value in records.environment.items() if k != "command"],
         config=records.config_text.strip(),
         absent=absent(records.problems),
     )
@@ -120,7 +120,7 @@ def absent(problems: dict[str, str]) -> dict[str, str]:
         "curves": problems.get("metrics.csv", "metrics.csv has no numbers yet."),
         "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
         "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
-        "command": problems.get("summary.json", "summary.json names no command."),
+        "command": problems.get("environment.json", "environment.json names no command."),
         "environment": problems.get("environment.json", "environment.json is empty."),
         "settings": problems.get("config.yaml", "config.yaml is empty."),
     }

@@ -28,10 +28,11 @@ def run(tmp_path: Path) -> Path:
         "note": f"&{HOSTILE}",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    environment = {"contrastneg": "0.1.0", "torch": "2.9.0", "accelerators": [], "processor": HOSTILE}
+    command = ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE]
+    environment = {"command": command, "contrastneg": "0.1.0", "torch": "2.9.0", "accelerators": [], "processor": HOSTILE}
     (folder / "environment.json").write_text(json.dumps(environment))
     summary = {
-        "command": ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE],
+        "command": command,
         "method": "MoCo",
         "data": "shapes",
         "train_seconds": 372.4,
@@ -245,6 +246,8 @@ def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
     (run / "pictures.npz").unlink()
     text = Elements(page_of(run)).text
     assert "The run is not finished; logged up to epoch 4 of 4; last kNN top-1 while training: 78.8 %." in text
+    assert re.search(r"Command\s+contrastneg pretrain", text)  # it is recorded when a run begins
+    assert "command" not in text[text.index("Environment") :]
 
 
 def test_no_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
