@@ -266,7 +266,7 @@ def finish(
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:
-            output.print(score_table(table, config.knn_k, len(data.labels("test"))))
+            output.print(score_table(table, len(data.labels("test"))))
         for note in score_notes:
             output.print(f"[yellow]note[/] {note}")
         output.print(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}")

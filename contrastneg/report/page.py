@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
-from contrastneg.report.records import Records, finite, number, read_records
+from contrastneg.report.records import Records, finite, number, read_records, voters
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,6 +32,8 @@ class TableRow:
 
     features: str
     knn: str
+    knn5: str | None
+    """None in all rows where there are too few classes for a top-5 score."""
     linear: str
 
 
@@ -94,10 +96,7 @@ def build_page(records: Records) -> Page:
         facts=facts(records),
         scores=[score(row, rows[0]) for row in rows],
         verdict=verdict(records, rows),
-        table=[
-            TableRow(str(r.get("features", "?")), percent(r.get("knn_top1")), percent(r.get("linear_top1")))
-            for r in rows
-        ],
+        table=score_rows(rows),
         table_remark=table_remark(rows),
         charts=charts(records.metrics, rows),
         pairs=view_pairs(records.pictures),
@@ -200,13 +199,27 @@ def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
     return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
 
 
+def score_rows(rows: list[dict[str, Any]]) -> list[TableRow]:
+    """The score table as text."""
+    ranked = any("knn_top5" in row for row in rows)
+    return [
+        TableRow(
+            str(row.get("features", "?")),
+            percent(row.get("knn_top1")),
+            percent(row.get("knn_top5")) if ranked else None,
+            percent(row.get("linear_top1")),
+        )
+        for row in rows
+    ]
+
+
 def table_remark(rows: list[dict[str, Any]]) -> str:
     """Settings of the kNN score, and the baselines in a sentence."""
     if not rows:
         return ""
-    k, temperature = rows[0].get("knn_k", "?"), rows[0].get("knn_temperature", "?")
+    temperature = rows[0].get("knn_temperature", "?")
     return (
-        f"kNN: weighted vote of the {k} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
+        f"kNN: weighted vote of the {voters(rows)} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
         " features. Both are scored on test images."
     )
 

@@ -134,6 +134,18 @@ def test_the_table_shows_a_missing_score_as_a_dash(run: Path) -> None:
     assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page_of(run))
 
 
+def test_a_top_5_score_and_the_neighbours_that_voted_are_shown_where_they_are_recorded(run: Path) -> None:
+    assert "top-5" not in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["table"][0] |= {"knn_top5": 93.5, "knn_k": 18}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    assert re.search(r">kNN top-5 \(%\)</th>", page)
+    assert re.search(r"pretrained encoder</th><td class=\"number\">71\.25</td><td class=\"number\">93\.50</td>", page)
+    assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page)
+    assert "18 or 20 nearest" in page
+
+
 def test_a_run_that_beats_no_baseline_says_so(run: Path) -> None:
     assert "did not help" not in page_of(run)
     summary = json.loads((run / "summary.json").read_text())
