@@ -50,8 +50,9 @@ def open_data(config: Pretrain) -> OpenedData:
     must_part = bank is not None and bank is queries
     train, lines, scan_notes = usable(full, config)
     if config.limit_images is not None:
-        train = limit_images(train, config.limit_images, config.seed)
+        whole, train = len(train), limit_images(train, config.limit_images, config.seed)
         lines.append(f"limited to {len(train):,} images")
+        notes += limit_notes(train, whole, scored_on_it=bank is full)
     if bank is full:
         bank = train
     elif bank is not None:
@@ -116,6 +117,15 @@ def usable(source: ImageSet, config: Pretrain) -> tuple[ImageSet, list[str], lis
     notes = [f"left out {name}: {why}" for name, why in report.bad]
     kept = source.subset(report.usable) if report.bad else source
     return kept, report.lines(), notes
+
+
+def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:
+    """How a set was limited, and what that means for the scores."""
+    if len(train) == whole:
+        return []
+    drawn = "at random" if train.labels is None else "equally many of each class (the one use of labels before scoring)"
+    scores = "; kNN and linear scores learn from these images only, too" if scored_on_it else ""
+    return [f"limited to {len(train):,} of {whole:,} images, {drawn}{scores}"]
 
 
 def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -29,7 +29,13 @@ def run(tmp_path: Path) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     command = ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE]
-    environment = {"command": command, "contrastneg": "0.1.0", "torch": "2.9.0", "accelerators": [], "processor": HOSTILE}
+    environment = {
+        "command": command,
+        "contrastneg": "0.1.0",
+        "torch": "2.9.0",
+        "accelerators": [],
+        "processor": HOSTILE,
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     summary = {
         "command": command,
