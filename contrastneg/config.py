@@ -34,7 +34,10 @@ class Pretrain:
     unlabelled: bool = False
     """Treat a folder's sub-folders as mere folders, not as classes."""
     limit_images: int | None = None
-    """Pretrain on this many images only, equally many of each class where labels exist."""
+    """Pretrain on this many images only, equally many of each class where labels exist: the one use of labels before scoring.
+
+    kNN and linear scores learn from these images only, too, unless their bank is another set (val); a test split stays whole.
+    """
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do about images that cannot be read: stop with their names, or leave them out and list them."""
     loading: Literal["auto", "memory", "stream"] = "auto"

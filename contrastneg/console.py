@@ -16,6 +16,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.evaluate.online import OnlineKnn
+from contrastneg.report.records import voters
 
 
 class PatientConsole(Console):
@@ -58,14 +59,18 @@ def start_card(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]
     return Panel(grid, title=title, title_align="left", expand=False)
 
 
-def score_table(rows: Sequence[dict[str, Any]], k: int, queries: int) -> Table:
-    """The final table: the encoder beside what it must beat."""
+def score_table(rows: Sequence[dict[str, Any]], queries: int) -> Table:
+    """The final table: the encoder beside what it must beat, by as many neighbours as did vote; top-5 where it is known."""
     table = Table(title=f"Scores on {queries:,} test images (top-1, %)", title_justify="left")
+    voted, ranked = voters(rows), any("knn_top5" in row for row in rows)
     table.add_column("features")
-    table.add_column(f"kNN, k={k}", justify="right")
+    table.add_column(f"kNN, k={voted}", justify="right")
+    if ranked:
+        table.add_column("kNN top-5", justify="right")
     table.add_column("linear", justify="right")
     for row in rows:
-        table.add_row(row["features"], f"{row['knn_top1']:.1f}", f"{row['linear_top1']:.1f}")
+        top5 = [f"{row['knn_top5']:.1f}" if "knn_top5" in row else "–"] if ranked else []
+        table.add_row(row["features"], f"{row['knn_top1']:.1f}", *top5, f"{row['linear_top1']:.1f}")
     return table
 
 
@@ -130,8 +135,8 @@ class RunProgress(Callback):
         return self.seconds + running
 
     def images_per_second(self) -> float:
-        """Images (not views) trained on per second since the start or the last resume."""
-        seconds, images = self._resumed_from
+        """Images (not views) trained on per second since the start or the last resume, or before it if none came after."""
+        seconds, images = self._resumed_from if self.images > self._resumed_from[1] else (0.0, 0)
         return (self.images - images) / max(self.training_seconds() - seconds, 1e-9)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

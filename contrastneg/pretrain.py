@@ -51,6 +51,7 @@ from contrastneg.runfolder import (
     MetricsCsv,
     command_line,
     environment,
+    first_command,
     new_run_folder,
     newest_checkpoint,
     read_checkpoint,
@@ -218,10 +219,10 @@ class StepSeed(Callback):
 
 
 def write_run_folder(folder: Path, config: Pretrain) -> None:
-    """The folder with the settings as given and the environment, before anything is derived."""
+    """The folder with the settings as given, the command and the environment, before anything is derived."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", {"command": command_line(), **environment()})
 
 
 def plain_config(config: Pretrain) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def finish(
         if trainer.is_global_zero:
             pictures.save(folder / "pictures.npz")
     summary = {
-        "command": command_line(),
+        "command": first_command(folder),
         "method": type(method).__name__,
         "data": config.data,
         "train_seconds": round(progress.seconds, 1),
@@ -266,7 +267,7 @@ def finish(
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:
-            output.print(score_table(table, config.knn_k, len(data.labels("test"))))
+            output.print(score_table(table, len(data.labels("test"))))
         for note in score_notes:
             output.print(f"[yellow]note[/] {note}")
         output.print(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}")

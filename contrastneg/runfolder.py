@@ -13,7 +13,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -348,3 +348,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def command_line() -> list[str]:
     """The command that started this process, as a reader would type it."""
     return ["contrastneg", *sys.argv[1:]]
+
+
+def first_command(run: Path) -> list[str]:
+    """The command that started a run, from its records; this process's own where none tells it."""
+    for name in ("environment.json", "summary.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads((run / name).read_text(encoding="utf-8"))["command"])
+    return command_line()

@@ -48,6 +48,8 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_path, folder, capsys):
+    from contrastneg.report.curves import CURVES
+
     out = tmp_path / "run"
     assert run(folder, *MOCO, *SMALL, "--epochs", 2, "--knn_k", 3, "--run", out) == 0
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -66,6 +68,8 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     rows = metrics_of(out)
     assert [row["train/loss"] != "" for row in rows].count(True) == 6
     assert rows[-1]["knn/top1"] != ""
+    drawn = {name for curve in CURVES for name in curve.columns}
+    assert drawn - set((out / "metrics.csv").read_text().splitlines()[0].split(",")) <= {"train/momentum"}
     printed = capsys.readouterr().out
     assert "24 usable of 24 pictures found" in printed
     assert "drawn anew, fill no batch" not in printed
@@ -326,6 +330,21 @@ def test_a_signal_during_the_final_scores_ends_the_run_and_resume_goes_on_from_t
     assert resumed.returncode == 0, errors
     assert "raw pixels" in printed
     assert json.loads((out / "summary.json").read_text())["table"]
+
+
+def test_a_finished_run_resumed_keeps_its_command_and_its_training_figures(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["shapes", *SMALL, "--limit-images", 32, "--epochs", 1, "--final_scores", "false", "--run", out]
+    summaries = []
+    for todo in (arguments, ["--resume", out]):
+        process = start(*todo)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        summaries.append(json.loads((out / "summary.json").read_text()))
+        (out / "summary.json").unlink()  # as if the first had been stopped during its scores
+    assert summaries[0]["command"] == ["contrastneg", "pretrain", *map(str, arguments)]
+    assert summaries[0]["images_per_second"] > 0
+    assert summaries[1] == summaries[0]
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):

@@ -47,7 +47,8 @@ class EpochOrder:
     """Which positions make each batch of an epoch on this rank.
 
     Every rank sees the same permutation and takes its own part of each global batch. With ``drop_last`` False the rest
-    of the epoch is shared out as evenly as it goes; a share of one image is dropped, because batch norm cannot use it.
+    of the epoch is shared out as evenly as it goes, unless that leaves some rank with a single image, which batch norm
+    cannot use: fewer than two images per rank, at most 2 x ranks - 1 in all, are left out.
     """
 
     def __init__(self, n_images: int, batch_size: int, seed: int, drop_last: bool = True) -> None:

@@ -3,6 +3,7 @@
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision import datasets
 from contrastneg.data.address import AddressError
 from contrastneg.data.folders import open_folder
 from contrastneg.data.imageset import ImageSet, in_memory_set
+from contrastneg.data.lock import alone
 
 NAMED = ("cifar10", "cifar100", "stl10", "fashion-mnist", "imagenet")
 IMAGENET_FILES = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
@@ -29,28 +31,32 @@ def open_named(name: str, split: str, channels: int, labels: bool | None, root: 
 
     The train split of ``stl10`` is its 5,000 labelled and 100,000 unlabelled pictures (label -1). ``imagenet`` cannot
     be downloaded: ``root`` or ``root/imagenet`` must hold ``train/`` and ``val/`` with class folders, or the
-    challenge's archives, which are then unpacked. Under several processes let one open a set first.
+    challenge's archives, which are then unpacked. Several processes open a set one after the other.
 
     Raises:
         AddressError: The set is neither there nor to be had.
     """
     if name == "imagenet":
         return _imagenet(split, channels, labels, root)
-    train = split == "train"
-    if name == "stl10":
-        images, targets, classes = _stl10(train, root)
-    elif name == "fashion-mnist":
-        found = _fetch(name, root, lambda download: datasets.FashionMNIST(root, train, download=download))
-        images, targets, classes = found.data[:, None], found.targets, list(found.classes)
-    else:
-        kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-        found = _fetch(name, root, lambda download: kind(root, train, download=download))
-        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        targets, classes = torch.tensor(found.targets), list(found.classes)
+    with alone(root, name):
+        images, targets, classes = _arrays(name, split == "train", root)
     known = labels is not False
     return in_memory_set(
         images, targets if known else None, classes if known else None, name=name, split=split, channels=channels
     )
+
+
+def _arrays(name: str, train: bool, root: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Pixels, labels and class names of a set that fits the memory."""
+    if name == "stl10":
+        return _stl10(train, root)
+    if name == "fashion-mnist":
+        found = _fetch(name, root, lambda download: datasets.FashionMNIST(root, train, download=download))
+        return found.data[:, None], found.targets, list(found.classes)
+    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    found = _fetch(name, root, lambda download: kind(root, train, download=download))
+    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(found.targets), list(found.classes)
 
 
 def _fetch(name: str, root: Path, build: Callable[[bool], Any]) -> Any:
@@ -83,6 +89,15 @@ def _stl10(train: bool, root: Path) -> tuple[torch.Tensor, torch.Tensor, list[st
 
 
 def _imagenet(split: str, channels: int, labels: bool | None, root: Path) -> ImageSet:
+    archives = IMAGENET_FILES.replace(" and ", ", ").split(", ")
+    unpacking = any((at / file).is_file() for at in (root / "imagenet", root) for file in archives)
+    with alone(root, "imagenet") if unpacking else nullcontext():
+        folder = _imagenet_folder(root)
+    return open_folder(folder, split, channels, labels)
+
+
+def _imagenet_folder(root: Path) -> Path:
+    """The folder that holds train/ and val/, unpacked if only the archives are there."""
     folder = next((at for at in (root / "imagenet", root) if (at / "train").is_dir() and (at / "val").is_dir()), None)
     if folder is None:
         folder = root / "imagenet" if (root / "imagenet").is_dir() else root
@@ -94,4 +109,4 @@ def _imagenet(split: str, channels: int, labels: bool | None, root: Path) -> Ima
                 f"imagenet is not in {root} and may not be downloaded: put {IMAGENET_FILES} there (image-net.org), "
                 "or give the folder that holds train/ and val/"
             ) from error
-    return open_folder(folder, split, channels, labels)
+    return folder

@@ -1,17 +1,13 @@
 """The sets of a run: what is pretrained on, and what the encoder is scored on."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
-
 from contrastneg.config import Pretrain
 from contrastneg.data.scan import scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
-from contrastneg.randomness import derive_seed, generator
+from contrastneg.randomness import generator
 
 MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
 HELD_OUT = 10  # without test images every 10th labelled image is asked about
@@ -42,16 +38,14 @@ def open_data(config: Pretrain) -> OpenedData:
         ValueError: If there is no address, an address cannot be opened, or images cannot be read and the policy is
             ``raise``.
     """
-    # Processes that start together must not unpack the same download at once.
-    lock = Path(tempfile.gettempdir()) / f"contrastneg-{derive_seed(str(config.root), str(config.data))}.lock"
-    with FileLock(lock):
-        full = opened(config, config.data, "train")
-        bank, queries, notes = open_scored(config, full)
+    full = opened(config, config.data, "train")
+    bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
     train, lines, scan_notes = usable(full, config)
     if config.limit_images is not None:
-        train = limit_images(train, config.limit_images, config.seed)
+        whole, train = len(train), limit_images(train, config.limit_images, config.seed)
         lines.append(f"limited to {len(train):,} images")
+        notes += limit_notes(train, whole, scored_on_it=bank is full)
     if bank is full:
         bank = train
     elif bank is not None:
@@ -116,6 +110,15 @@ def usable(source: ImageSet, config: Pretrain) -> tuple[ImageSet, list[str], lis
     notes = [f"left out {name}: {why}" for name, why in report.bad]
     kept = source.subset(report.usable) if report.bad else source
     return kept, report.lines(), notes
+
+
+def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:
+    """How a set was limited, and what that means for the scores."""
+    if len(train) == whole:
+        return []
+    drawn = "at random" if train.labels is None else "equally many of each class (the one use of labels before scoring)"
+    scores = "; kNN and linear scores learn from these images only, too" if scored_on_it else ""
+    return [f"limited to {len(train):,} of {whole:,} images, {drawn}{scores}"]
 
 
 def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

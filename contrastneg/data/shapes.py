@@ -70,16 +70,6 @@ def class_names() -> list[str]:
     return [name for members in OUTLINES.values() for name in members]
 
 
-def family_names() -> list[str]:
-    """The four family names by the numbers in the `family` column."""
-    return list(OUTLINES)
-
-
-def location_names() -> list[str]:
-    """The eight location names by the numbers in the `location` column."""
-    return [ground.name for ground in GROUNDS]
-
-
 def shapes(split: str, seed: int = 0) -> "ImageSet":
     """The embedded set as images with labels and columns.
 

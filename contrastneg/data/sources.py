@@ -52,7 +52,7 @@ def open_source(
     ============================ =======================================================================================
 
     Names win over folders of the same name: write ``./cifar10`` for the folder. Opening again finds what is there and
-    downloads nothing, but several processes should let one of them open a set first.
+    downloads nothing; of several processes one downloads, unpacks or converts and the others wait for it.
 
     Args:
         address: What to open.

@@ -14,6 +14,7 @@ import torch
 
 from contrastneg.data.address import AddressError, NoSuchSplit, name_of_path, short_name
 from contrastneg.data.imageset import ImageSet, Reader
+from contrastneg.data.lock import alone
 from contrastneg.data.metadata import as_column, label_column
 from contrastneg.data.trees import TEST, TRAIN, files_of_split
 
@@ -139,7 +140,8 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
         if Path(name).is_dir() and any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
         else:
-            loaded = datasets.load_dataset(name, config or None, cache_dir=str(root / "huggingface"))
+            with alone(root, "huggingface"):
+                loaded = datasets.load_dataset(name, config or None, cache_dir=str(root / "huggingface"))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AddressError(f"{address} cannot be loaded ({reason}): check the name and the network") from error
@@ -215,7 +217,8 @@ def _picture_bytes(files: list[str], column: str) -> int:
 def _converted(files: list[str], column: str, address: str, root: Path) -> HubReader:
     import datasets
 
-    dataset = datasets.Dataset.from_parquet([*files], cache_dir=str(root / "huggingface"), columns=[column])
+    with alone(root, "huggingface"):
+        dataset = datasets.Dataset.from_parquet([*files], cache_dir=str(root / "huggingface"), columns=[column])
     assert isinstance(dataset, datasets.Dataset)
     if isinstance(dataset.features[column], datasets.Image):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))

@@ -1,8 +1,10 @@
 """Two augmented views of each picture, and the single view used for evaluation.
 
-Two ways in, one result. Pictures in memory: :func:`two_views` crops and colours a whole uint8 batch on its device.
+Two ways in, one law of views. Pictures in memory: :func:`two_views` crops and colours a whole uint8 batch on its device.
 Pictures from a stream: workers call :func:`crop_pair` on each picture, and :func:`finish_views` does the rest on the
-stacked crops, wherever they then are. Randomness comes from the CPU generator handed in and from nothing else.
+stacked crops, wherever they then are. Two things differ: a streamed crop is rounded to 8 bits before its colours change,
+and its box is drawn from a generator of its own, not of the batch. So the same seed gives other views when loading changes.
+Randomness comes from the CPU generator handed in and from nothing else.
 
 Axes: B pictures, C channels (1 or 3), H and W source pixels, S pixels per side of a view.
 """

@@ -123,9 +123,11 @@ def scores(
     linear = linear_score(bank, queries, num_classes=num_classes, seed=config.seed)
     row = {
         "knn_top1": round(100 * knn.top1, 3),
+        **({} if knn.top5 is None else {"knn_top5": round(100 * knn.top5, 3)}),
         "knn_k": knn.k,
         "knn_temperature": knn.temperature,
         "linear_top1": round(100 * linear.top1, 3),
+        "linear_regularisation": linear.regularisation,
     }
     return row, (*knn.notes, *linear.notes)
 

@@ -1,7 +1,6 @@
 """Which quantities of metrics.csv the page draws, and how."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from contrastneg.report.records import finite, number
 
 @dataclass(frozen=True)
 class Curve:
-    """What one chart shows: columns of metrics.csv by regular expression, later ones on top."""
+    """What one chart shows: columns of metrics.csv, later ones on top."""
 
     title: str
     unit: str
@@ -36,16 +35,15 @@ CURVES = (
         "kNN top-1", "%", ("knn/top1",), 100.0, remark="scored while training; dashed: final scores of the baselines"
     ),
     Curve("Linear probe while training", "%", ("probe/accuracy",), 100.0, remark="a classifier trained alongside"),
-    Curve("Validation loss", "nats", ("val/loss",)),
-    Curve("Learning rate", "", (r"(train/)?lr(-(?!.*momentum).*)?",), 1.0, True),
-    Curve("Momentum of the key encoder", "", (r"(train/)?momentum",)),
+    Curve("Learning rate", "", ("train/lr",), 1.0, True),
+    Curve("Momentum of the key encoder", "", ("train/momentum",)),
     Curve("Speed", "images/s", ("speed/images_per_second",), 1.0, True),
-    Curve("Queue fill", "%", (r"(candidates|train)/queue_fill",), 100.0, True),
-    Curve("Own image among the candidates", "%", (r"(candidates|train)/own(_share)?",), 100.0, True),
+    Curve("Queue fill", "%", ("candidates/queue_fill",), 100.0, True),
+    Curve("Own keys in the queue (excluded)", "%", ("candidates/own",), 100.0, True, "keys of the query's own image"),
     Curve(
         "Same class among the candidates",
         "%",
-        (r"(candidates|train)/same_class(_share)?",),
+        ("candidates/same_class",),
         100.0,
         True,
         "different images with the query's label: false negatives",
@@ -68,20 +66,18 @@ def charts(metrics: dict[str, list[float | None]], rows: list[dict[str, Any]]) -
             curve.title, curve.unit, series, x_title=x_title, x_unit=x_unit, levels=levels, from_zero=curve.from_zero
         )
         if chart is not None:
-            found.append((chart, remark(curve, series, levels)))
+            found.append((chart, remark(curve, levels)))
     return found
 
 
 def columns_of(curve: Curve, metrics: dict[str, list[float | None]], times: list[float]) -> list[Series]:
     """The curve's columns as series; a column equal to an earlier one is left out."""
     series: list[Series] = []
-    for pattern in curve.columns:
-        for name in (n for n in metrics if re.fullmatch(pattern, n)):
-            points = [(x, curve.scale * y) for x, y in zip(times, metrics[name], strict=True) if y is not None]
-            if points and all(points != other.points for other in series):
-                faint = name.startswith("train/") and len(curve.columns) > 1
-                style = "faint" if faint else ("dashed" if series and len(curve.columns) == 1 else "main")
-                series.append(Series(name, points, style))
+    for name in (name for name in curve.columns if name in metrics):
+        points = [(x, curve.scale * y) for x, y in zip(times, metrics[name], strict=True) if y is not None]
+        if points and all(points != other.points for other in series):
+            faint = name.startswith("train/") and len(curve.columns) > 1
+            series.append(Series(name, points, "faint" if faint else "main"))
     return series
 
 
@@ -91,9 +87,6 @@ def baselines(rows: list[dict[str, Any]]) -> list[Level]:
     return [Level(f"{name} {value:.1f}", value) for name, value in scores if math.isfinite(value)]
 
 
-def remark(curve: Curve, series: list[Series], levels: list[Level]) -> str:
+def remark(curve: Curve, levels: list[Level]) -> str:
     """The line under a chart's title."""
-    if curve.columns == ("knn/top1",) and not levels:
-        return "scored while training"
-    names = [s.label for s in series]
-    return "; ".join(names) if len(curve.columns) == 1 and len(names) > 1 else curve.remark
+    return "scored while training" if curve.columns == ("knn/top1",) and not levels else curve.remark

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
-from contrastneg.report.records import Records, finite, number, read_records
+from contrastneg.report.records import Records, finite, number, read_records, voters
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,6 +32,8 @@ class TableRow:
 
     features: str
     knn: str
+    knn5: str | None
+    """None in all rows where there are too few classes for a top-5 score."""
     linear: str
 
 
@@ -88,16 +90,13 @@ def build_page(records: Records) -> Page:
     """Everything the page shows, from the records of a run."""
     rows = [row for row in as_list(records.summary.get("table")) if isinstance(row, dict)]
     neighbours = neighbour_rows(records.pictures)
-    command = as_list(records.summary.get("command"))
+    command = as_list(records.environment.get("command")) or as_list(records.summary.get("command"))
     return Page(
         title=title(records),
         facts=facts(records),
         scores=[score(row, rows[0]) for row in rows],
         verdict=verdict(records, rows),
-        table=[
-            TableRow(str(r.get("features", "?")), percent(r.get("knn_top1")), percent(r.get("linear_top1")))
-            for r in rows
-        ],
+        table=score_rows(rows),
         table_remark=table_remark(rows),
         charts=charts(records.metrics, rows),
         pairs=view_pairs(records.pictures),
@@ -105,7 +104,7 @@ def build_page(records: Records) -> Page:
         neighbour_count=neighbour_count(neighbours),
         notes=[str(note) for note in as_list(records.summary.get("notes"))],
         command=shlex.join(map(str, command)),
-        environment=[(str(name), plain_text(value)) for name, value in records.environment.items()],
+        environment=[(str(k), plain_text(value)) for k, value in records.environment.items() if k != "command"],
         config=records.config_text.strip(),
         absent=absent(records.problems),
     )
@@ -120,7 +119,7 @@ def absent(problems: dict[str, str]) -> dict[str, str]:
         "curves": problems.get("metrics.csv", "metrics.csv has no numbers yet."),
         "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
         "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
-        "command": problems.get("summary.json", "summary.json names no command."),
+        "command": problems.get("environment.json", "environment.json names no command."),
         "environment": problems.get("environment.json", "environment.json is empty."),
         "settings": problems.get("config.yaml", "config.yaml is empty."),
     }
@@ -200,13 +199,27 @@ def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
     return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
 
 
+def score_rows(rows: list[dict[str, Any]]) -> list[TableRow]:
+    """The score table as text."""
+    ranked = any("knn_top5" in row for row in rows)
+    return [
+        TableRow(
+            str(row.get("features", "?")),
+            percent(row.get("knn_top1")),
+            percent(row.get("knn_top5")) if ranked else None,
+            percent(row.get("linear_top1")),
+        )
+        for row in rows
+    ]
+
+
 def table_remark(rows: list[dict[str, Any]]) -> str:
     """Settings of the kNN score, and the baselines in a sentence."""
     if not rows:
         return ""
-    k, temperature = rows[0].get("knn_k", "?"), rows[0].get("knn_temperature", "?")
+    temperature = rows[0].get("knn_temperature", "?")
     return (
-        f"kNN: weighted vote of the {k} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
+        f"kNN: weighted vote of the {voters(rows)} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
         " features. Both are scored on test images."
     )
 

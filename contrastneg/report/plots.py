@@ -20,7 +20,7 @@ class Series:
 
     label: str
     points: list[Point]
-    style: Literal["main", "faint", "dashed"] = "main"
+    style: Literal["main", "faint"] = "main"
 
 
 @dataclass(frozen=True)

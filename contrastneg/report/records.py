@@ -5,6 +5,7 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ def number(value: Any) -> float:
 def finite(column: list[float | None]) -> list[float]:
     """The finite values of a column."""
     return [value for value in column if value is not None and math.isfinite(value)]
+
+
+def voters(rows: Sequence[dict[str, Any]]) -> str:
+    """How many neighbours voted in the rows of a score table: "20", or "18 or 20" where they differ."""
+    return " or ".join(dict.fromkeys(str(row.get("knn_k", "?")) for row in rows))
 
 
 def read_arrays(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:

@@ -78,6 +78,22 @@ def test_the_rest_of_an_epoch_trains_when_asked_and_a_single_image_is_dropped(pi
     assert [len(batch.image_id) for batch in views_of(data_of(nine, drop_last=False))] == [8]
 
 
+@pytest.mark.parametrize(("rest", "steps"), [(0, 1), (1, 1), (3, 1), (4, 2), (5, 2)])
+def test_a_rest_of_fewer_than_two_images_per_rank_is_left_out(pictures, monkeypatch, rest, steps):
+    from contrastneg import distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    images = pictures.subset(torch.arange(16 + rest))
+    assert len(data_of(images, drop_last=False).train_dataloader()) == steps
+
+
+def test_the_same_seed_gives_other_views_from_memory_than_from_a_stream(pictures):
+    memory, stream = (views_of(data_of(pictures, loading=loading)) for loading in ("memory", "stream"))
+    for one, other in zip(memory, stream, strict=True):
+        assert torch.equal(one.image_id, other.image_id)
+        assert not torch.equal(one.view1, other.view1)
+
+
 def test_too_few_images_are_refused_with_all_the_numbers(pictures):
     from contrastneg.data.module import check_steps
 

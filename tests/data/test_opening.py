@@ -75,6 +75,20 @@ def test_a_limit_is_balanced_and_the_bank_is_limited_with_the_data(tmp_path):
     assert sets.train.labels.bincount().tolist() == [4, 4]
     assert sets.bank is sets.train
     assert len(sets.queries) == 20
+    note = next(note for note in sets.notes if "limited to 8 of 20 images" in note)
+    assert "equally many of each class (the one use of labels before scoring)" in note
+    assert "scores learn from these images only, too" in note
+    assert not any("limited" in note for note in opened(tmp_path, "--limit-images", 20).notes)
+
+
+def test_a_limit_leaves_another_bank_whole_and_says_how_unlabelled_images_were_drawn(tmp_path):
+    paint(tmp_path / "flat", 12)
+    for split in ("train", "val"):
+        for name in "ab":
+            paint(tmp_path / "labelled" / split / name, 5)
+    sets = opened(tmp_path / "flat", "--val", tmp_path / "labelled", "--limit-images", 6)
+    assert (len(sets.train), len(sets.bank)) == (6, 10)
+    assert [note for note in sets.notes if "limited" in note] == ["limited to 6 of 12 images, at random"]
 
 
 def test_equal_small_images_are_kept_in_memory_and_mixed_sizes_are_streamed(tmp_path):

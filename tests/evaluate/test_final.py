@@ -14,12 +14,12 @@ def data():
     return PretrainData(pictures, Views(size=16), pictures, pictures, batch_size=8)
 
 
-def settings(pretrained=False):
+def settings(pretrained=False, **options):
     from contrastneg import Backbone, Pretrain, SimCLR
 
     method = SimCLR(Backbone(name="resnet9", width=0.125))
     method.hparams["backbone"]["pretrained"] = pretrained
-    return Pretrain(method=method, data="shapes", knn_k=1)
+    return Pretrain(method=method, data="shapes", **{"knn_k": 1, **options})
 
 
 def scored(config, trained, untrained, data):
@@ -53,6 +53,25 @@ def test_an_encoder_that_is_not_better_than_before_is_told_on(data):
     assert [line.split(":")[0] for line in said] == [f"scoring the {row['features']}" for row in rows]
     _, notes, _ = scored(settings(), Known(), Blind(), data)
     assert not any("not better" in note for note in notes)
+
+
+def test_every_figure_of_a_score_reaches_its_row_and_the_tables_head(data):
+    from rich.console import Console
+
+    from contrastneg.console import score_table
+    from contrastneg.evaluate.linear import STRENGTHS
+
+    rows, _, _ = scored(settings(knn_k=500), Known(), Blind(), data)
+    assert {row["knn_k"] for row in rows} == {200}  # all there are
+    assert all(row["knn_top1"] <= row["knn_top5"] <= 100 for row in rows)
+    assert all(row["linear_regularisation"] in STRENGTHS for row in rows)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(score_table(rows, 200))
+    assert "kNN, k=200" in capture.get()
+    assert f"{rows[0]['knn_top5']:.1f}" in capture.get()
+    few = [{name: value for name, value in row.items() if name != "knn_top5"} for row in rows]
+    assert len(score_table(few, 200).columns) == 3
 
 
 def test_weights_that_were_published_are_not_called_untrained(data):

@@ -28,10 +28,17 @@ def run(tmp_path: Path) -> Path:
         "note": f"&{HOSTILE}",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    environment = {"contrastneg": "0.1.0", "torch": "2.9.0", "accelerators": [], "processor": HOSTILE}
+    command = ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE]
+    environment = {
+        "command": command,
+        "contrastneg": "0.1.0",
+        "torch": "2.9.0",
+        "accelerators": [],
+        "processor": HOSTILE,
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     summary = {
-        "command": ["contrastneg", "pretrain", "a folder/with 'quotes'", "--epochs", "4", "--name", HOSTILE],
+        "command": command,
         "method": "MoCo",
         "data": "shapes",
         "train_seconds": 372.4,
@@ -59,7 +66,7 @@ def metrics_text() -> str:
     """Four epochs of ten logged steps; scores once an epoch; the last line ends within a number."""
     names = "step,epoch,seconds,train/loss,train/accuracy,candidates/queue_fill,candidates/own,candidates/same_class"
     lines = [
-        f"{names},lr-AdamW,train/momentum,epoch/loss,epoch/accuracy,speed/images_per_second,knn/top1,probe/accuracy"
+        f"{names},train/lr,train/momentum,epoch/loss,epoch/accuracy,speed/images_per_second,knn/top1,probe/accuracy"
     ]
     for step in range(40):
         loss, share = 8 / (1 + step / 10), step / 40
@@ -133,6 +140,18 @@ def test_the_table_shows_a_missing_score_as_a_dash(run: Path) -> None:
     assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page_of(run))
 
 
+def test_a_top_5_score_and_the_neighbours_that_voted_are_shown_where_they_are_recorded(run: Path) -> None:
+    assert "top-5" not in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["table"][0] |= {"knn_top5": 93.5, "knn_k": 18}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    assert re.search(r">kNN top-5 \(%\)</th>", page)
+    assert re.search(r"pretrained encoder</th><td class=\"number\">71\.25</td><td class=\"number\">93\.50</td>", page)
+    assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page)
+    assert "18 or 20 nearest" in page
+
+
 def test_a_run_that_beats_no_baseline_says_so(run: Path) -> None:
     assert "did not help" not in page_of(run)
     summary = json.loads((run / "summary.json").read_text())
@@ -188,6 +207,7 @@ def test_each_logged_quantity_has_its_chart(run: Path) -> None:
     ):
         assert any(label.startswith(title) for label in labels), title
     assert len(labels) == 10
+    assert "Own keys in the queue (excluded)" in page_of(run)
     knn = next(label for label in labels if label.startswith("kNN"))
     assert "from 41.25 to 78.75 % in 6.045 min" in knn
 
@@ -244,6 +264,8 @@ def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
     (run / "pictures.npz").unlink()
     text = Elements(page_of(run)).text
     assert "The run is not finished; logged up to epoch 4 of 4; last kNN top-1 while training: 78.8 %." in text
+    assert re.search(r"Command\s+contrastneg pretrain", text)  # it is recorded when a run begins
+    assert "command" not in text[text.index("Environment") :]
 
 
 def test_no_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
