@@ -17,7 +17,8 @@ def cosine_contrastive(
     log_weight: Float[Tensor, "B M"] | None = None,
     *,
     margin: float,
-    negative_weight: float | None = None,
+    negative_weight: float = 1.0,
+    mean: bool = True,
 ) -> Float[Tensor, " B"]:
     r"""Cosine contrastive loss (SimpleX, arXiv:2109.12613): only candidates above the margin count, all alike.
 
@@ -28,15 +29,15 @@ def cosine_contrastive(
         neg: Cosine similarity of each query to each candidate negative; M may be 0.
         log_weight: ``log w``: 0 counts a candidate once, ``-inf`` drops it. None means all 0.
         margin: m in [-1, 1]; 0.2 to 0.9 in the tuned public settings for recommendation.
-        negative_weight: omega > 0, what all candidates together weigh; 10 to 300 in those settings. None sums over the
-            candidates instead of taking their mean, as the authors' library does by default.
+        negative_weight: omega > 0, what all candidates together weigh; 10 to 300 in those settings.
+        mean: False sums over the candidates instead of taking their mean; the authors' library sums with omega 1 unless
+            told.
 
     Returns:
         Losses >= 0; exactly 0, with zero gradient, for a query without candidates.
     """
     above = F.relu(wide(neg) - margin)
-    total = weighted_sum if negative_weight is None else weighted_mean
-    repulsion = total(above, log_weight) * (1.0 if negative_weight is None else negative_weight)
+    repulsion = negative_weight * (weighted_mean if mean else weighted_sum)(above, log_weight)
     return (F.relu(1 - wide(pos)) + repulsion).masked_fill(empty_rows(neg, log_weight), 0)
 
 
