@@ -7,7 +7,7 @@ the method's ``loss_scale``.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import pytorch_lightning as pl
 import torch
@@ -20,13 +20,14 @@ from contrastneg.batchnorm import convert_split_batch_norm
 from contrastneg.config import plain
 from contrastneg.data.module import TwoViews
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
-from contrastneg.logsumexp import one_pass_logsumexp_max, own_pairs
-from contrastneg.losses import info_nce, info_nce_from_logsumexp
+from contrastneg.logsumexp import own_pairs
 from contrastneg.negatives import Clock, Negatives, Stage, check_pipeline
+from contrastneg.objectives import InfoNCE, Objective, Record, SumObjective, check_objective, ignore
 from contrastneg.optim import EffectiveRate, Optimizer, build_optimizer, learning_rate
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
 from contrastneg.schedules import Schedule, value
+from contrastneg.sums import KeySums
 
 
 def unit(embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -44,29 +45,34 @@ def contrast(
     stages: Sequence[Stage],
     temperature: float,
     clock: Clock,
+    objective: Objective = InfoNCE(),
+    record: Record = ignore,
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
-    """InfoNCE of each query against its positive and the keys of other images, through the stages.
+    """Loss of each query against its positive and the keys of other images, through the stages.
 
-    Keys without gradient and no stages take one pass over the keys that never holds the (B, K) table; otherwise the
-    table is built, edited by each stage in turn and scored.
+    Keys without gradient, no stages and a loss that is algebra on sums take passes over the keys that never hold the
+    (B, K) table; otherwise the table is built, edited by each stage in turn and scored.
 
     Returns:
-        Loss per query in nats; whether its positive is more similar than every candidate; whether it had a candidate.
+        Loss per query; whether its positive is more similar than every candidate; whether it had a candidate.
     """
-    if not stages and not keys.requires_grad:
-        positive_similarity = (query * positive).sum(dim=1)
-        pairs = own_pairs(image_id, key_id)
-        mass, hardest = one_pass_logsumexp_max(query, keys, temperature=temperature, exclude=pairs)
-        loss = info_nce_from_logsumexp(positive_similarity, mass, temperature=temperature)
-        return loss, positive_similarity.detach() > hardest, hardest > -torch.inf
+    if needs_no_table(objective, stages) and not keys.requires_grad:
+        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id))
+        loss = objective.of_sums(sums, temperature, clock, record)
+        return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id)
     for stage in stages:
         negatives = stage(negatives, clock)
-    loss = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=temperature)
+    loss = objective(negatives, temperature, clock, record)
     kept = negatives.log_weight > -torch.inf
     nothing = negatives.similarity.new_full((len(query), 1), -torch.inf)  # an empty queue gives no column at all
     hardest = torch.cat([nothing, negatives.similarity.detach().masked_fill(~kept, -torch.inf)], dim=1).amax(dim=1)
     return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
+
+
+def needs_no_table(objective: Objective, stages: Sequence[Stage]) -> TypeGuard[SumObjective]:
+    """Whether a loss can be had from the keys alone; then nothing of them is kept for the backward pass."""
+    return isinstance(objective, SumObjective) and not stages
 
 
 class Encoder(nn.Module):
@@ -92,6 +98,7 @@ class MoCo(pl.LightningModule):
         projector: Head whose unit-length output is compared.
         predictor: Second head on the query side only (MoCo v3); None leaves it out.
         temperature: Softmax temperature, above 0.
+        loss: Loss over the table of negatives, by class name; its numbers may be schedules.
         queue_size: Keys in the queue; 0 contrasts with the keys of the batch (MoCo v3).
         queue_dtype: Storage of the keys; bfloat16 halves the memory and rounds each number to 8 bits.
         momentum: Share of the old key branch kept per optimizer step, in [0, 1]; a number or a schedule.
@@ -115,6 +122,7 @@ class MoCo(pl.LightningModule):
         projector: Head = Head.moco_v2(),
         predictor: Head | None = None,
         temperature: float = 0.2,
+        loss: Objective = InfoNCE(),
         queue_size: int = 65536,
         queue_dtype: Literal["float32", "bfloat16"] = "float32",
         momentum: float | Schedule = 0.999,
@@ -135,7 +143,8 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
         self.stages = list(stages or [])
         check_pipeline(self.stages, provides={"id", "queue"} if queue_size else {"id", "batch"})
-        self.temperature, self.momentum = temperature, momentum
+        check_objective(loss, self.stages, temperature)
+        self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers
         self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
@@ -170,7 +179,8 @@ class MoCo(pl.LightningModule):
             other = unit(self.predictor(self.encoder(batch.view2)))
             directions.append((other, self._keys(batch.view1, batch_idx)))
 
-        scored = [self._contrast(query, key, batch.image_id) for query, key in directions]
+        record = recorder(self)
+        scored = [self._contrast(query, key, batch.image_id, record) for query, key in directions]
         loss = self.scale * torch.stack([distributed.global_mean(values) for values, _, _ in scored]).sum()
 
         if self.queue is not None:  # last: no query may meet its own key as a negative
@@ -179,12 +189,17 @@ class MoCo(pl.LightningModule):
                 self.queue.push(distributed.all_gather(key), image_id)
         return step_outputs(self, loss, features, batch.image_id, *scored[0][1:])
 
-    def _contrast(self, query: Tensor, key: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrast(
+        self, query: Tensor, key: Tensor, image_id: Tensor, record: Record = ignore
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=bool(self.stages))
+            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, self.stages))
         else:
             keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
-        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+        clock = clock_of(self)
+        return contrast(
+            query, key, image_id, keys, key_id, self.stages, self.temperature, clock, self.objective, record
+        )
 
     @torch.no_grad()
     def _keys(self, view: Tensor, batch_idx: int) -> Tensor:
@@ -230,6 +245,7 @@ class SimCLR(pl.LightningModule):
         backbone: The encoder that is kept after pretraining.
         projector: Head whose unit-length output is compared.
         temperature: Softmax temperature, above 0.
+        loss: Loss over the table of negatives, by class name; its numbers may be schedules.
         loss_scale: ``mean`` over the 2B anchors, or ``sum`` of the means of the two views (official code, twice that).
         batch_norm: ``plain`` statistics per device or ``sync`` over all devices (on GPUs; needs
             ``Trainer(sync_batchnorm=True)``).
@@ -246,6 +262,7 @@ class SimCLR(pl.LightningModule):
         backbone: Backbone = Backbone(),
         projector: Head = Head.simclr(),
         temperature: float = 0.1,
+        loss: Objective = InfoNCE(),
         loss_scale: Literal["mean", "sum"] = "mean",
         batch_norm: Literal["plain", "sync"] = "plain",
         stages: list[Stage] | None = None,
@@ -258,7 +275,9 @@ class SimCLR(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         self.stages = list(stages or [])
         check_pipeline(self.stages, provides={"id", "batch"})
-        self.temperature, self.batch_norm, self.optimizer_settings = temperature, batch_norm, optimizer
+        check_objective(loss, self.stages, temperature)
+        self.temperature, self.objective = temperature, loss
+        self.batch_norm, self.optimizer_settings = batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2) * 2
         self.seed = 0
 
@@ -278,16 +297,21 @@ class SimCLR(pl.LightningModule):
         """One SimCLR step: embed both views in one pass, gather, score."""
         features = self.backbone(torch.cat([batch.view1, batch.view2]))
         view1, view2 = unit(self.encoder.projector(features)).chunk(2)  # each (B, D)
-        values, first, contrasted = self._contrast(view1, view2, batch.image_id)
+        values, first, contrasted = self._contrast(view1, view2, batch.image_id, recorder(self))
         loss = self.scale * distributed.global_mean(values)
         return step_outputs(self, loss, features.chunk(2)[0], batch.image_id, first, contrasted)
 
-    def _contrast(self, view1: Tensor, view2: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrast(
+        self, view1: Tensor, view2: Tensor, image_id: Tensor, record: Record = ignore
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Both views against all views of all ranks; an image's own two views are never among its candidates."""
         query, partner = torch.cat([view1, view2]), torch.cat([view2, view1])
         query_id = image_id.repeat(2)
         keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
-        return contrast(query, partner, query_id, keys, key_id, self.stages, self.temperature, clock_of(self))
+        clock = clock_of(self)
+        return contrast(
+            query, partner, query_id, keys, key_id, self.stages, self.temperature, clock, self.objective, record
+        )
 
     def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
         """NT-Xent of a batch; nothing is changed."""
@@ -351,6 +375,18 @@ def effective_rate(module: MoCo | SimCLR) -> EffectiveRate:
     return learning_rate(
         module.optimizer_settings, trainer.datamodule.batch_size, trainer.world_size, trainer.accumulate_grad_batches
     )
+
+
+def recorder(module: MoCo | SimCLR) -> Record:
+    """Logs measurements of the loss as their mean over the queries; of two directions, the first."""
+    seen = set()
+
+    def record(name: str, values: Tensor) -> None:
+        if name not in seen:
+            module.log(f"loss/{name}", values.float().mean(), batch_size=len(values))
+        seen.add(name)
+
+    return record
 
 
 def step_outputs(
