@@ -98,11 +98,11 @@ def align_uniform(
     Returns:
         Losses; exactly 0, with zero gradient, for a query without candidates.
     """
-    empty = lse == -torch.inf
+    lse, empty = wide(lse), lse == -torch.inf
     align = _power(2 - 2 * wide(pos), exponent)
-    lowest = torch.finfo(wide(lse).dtype).min  # finite: a row of -inf has no gradient, but NaN
-    total = wide(lse).masked_fill(empty, lowest).logsumexp(dim=0)
-    pairs = wide(count).masked_fill(empty, lowest).logsumexp(dim=0)
+    lowest = torch.finfo(lse.dtype).min  # finite: the gradient of a log-sum-exp of -inf alone is NaN
+    total = lse.masked_fill(empty, lowest).logsumexp(dim=0)
+    pairs = count.to(lse.dtype).masked_fill(empty, lowest).logsumexp(dim=0)
     uniform = total - pairs - 2 * scale
     return (align_weight * align + uniform_weight * uniform).masked_fill(empty, 0)
 

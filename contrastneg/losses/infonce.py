@@ -319,6 +319,5 @@ def rince_from_logsumexp(
     logit = wide(pos) / temperature
     mass = torch.logaddexp(logit, wide(lse).masked_fill(empty, 0)) + math.log(density)
     shift = 1 / temperature if bounded else 0.0
-    # (e^{qx} - 1)/q keeps its digits as q goes to 0, where the two terms nearly cancel.
-    terms = [torch.expm1(exponent * (x - shift)) / exponent for x in (mass, logit)]
-    return (terms[0] - terms[1]).masked_fill(empty, 0)
+    high, low = (torch.exp(exponent * (x - shift)) for x in (mass, logit))
+    return ((high - low) / exponent).masked_fill(empty, 0)

@@ -131,13 +131,14 @@ class KeyMoments:
         r"""``sum_j c_j (q.k_j - target)^2`` of each query, D^2 operations each.
 
         Args:
-            query: Embeddings.
+            query: Embeddings; the moments are one set for all of them or one per query.
             target: Number subtracted from each similarity.
         """
         query = wide(query)
         with torch.autocast(query.device.type, enabled=False):
-            second = torch.einsum("bd,...de,be->b", query, self.matrix, query)
-            first = torch.einsum("bd,...d->b", query, self.vector)
+            # One set for all queries, or each query its own, as [group] gives them.
+            pushed = query @ self.matrix if self.matrix.ndim == 2 else (query[:, None] @ self.matrix).squeeze(1)
+            second, first = (pushed * query).sum(dim=1), (query * self.vector).sum(dim=1)
         return second - 2 * target * first + target**2 * self.mass
 
 
