@@ -47,7 +47,7 @@ class StartCard(Callback):
 
 
 def method_line(method: Any, global_batch: int) -> str:
-    """Method, temperature and negatives per query in words."""
+    """Method, loss unless it is InfoNCE, temperature and negatives per query in words."""
     queue = getattr(method, "queue", None)
     if queue is not None:
         candidates = f"up to {len(queue.keys):,} queued keys per query"
@@ -55,7 +55,9 @@ def method_line(method: Any, global_batch: int) -> str:
         views = 2 * global_batch - 2 if type(method).__name__ == "SimCLR" else global_batch - 1
         candidates = f"{views:,} batch negatives per query"
     stages = f"; stages: {', '.join(type(stage).__name__ for stage in method.stages)}" if method.stages else ""
-    return f"{type(method).__name__}, temperature {method.temperature:g}, {candidates}{stages}"
+    loss = type(method.objective).__name__
+    named = "" if loss == "InfoNCE" else f", loss {loss}"
+    return f"{type(method).__name__}{named}, temperature {method.temperature:g}, {candidates}{stages}"
 
 
 def backbone_name(method: pl.LightningModule) -> str:

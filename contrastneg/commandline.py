@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from contrastneg import negatives, schedules
+from contrastneg import negatives, objectives, schedules
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import add_positional, parser_of_verb
@@ -79,7 +79,7 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     try:
         if not names_method(arguments):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
-        arguments = method_first(arguments)
+        arguments = class_first("--method.loss", class_first("--method", arguments))
         parsed = parser.parse_args(list(arguments))
         if parsed.views.size == 0:
             parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
@@ -103,12 +103,12 @@ def names_method(arguments: Sequence[str]) -> bool:
     )
 
 
-def method_first(arguments: Sequence[str]) -> list[str]:
+def class_first(option: str, arguments: Sequence[str]) -> list[str]:
     """``--method.x 1 --method MoCo`` as ``--method MoCo --method.x 1``: the order a user writes them in says nothing."""
-    joined = re.sub(r"(^|\x00)--method\x00", r"\1--method=", "\x00".join(arguments)).split("\x00")
-    first = next((i for i, argument in enumerate(joined) if argument.startswith("--method.")), len(joined))
-    late = [argument for argument in joined[first:] if argument.startswith("--method=")]
-    rest = [argument for argument in joined[first:] if not argument.startswith("--method=")]
+    joined = re.sub(rf"(^|\x00){re.escape(option)}\x00", rf"\1{option}=", "\x00".join(arguments)).split("\x00")
+    first = next((i for i, argument in enumerate(joined) if argument.startswith(f"{option}.")), len(joined))
+    late = [argument for argument in joined[first:] if argument.startswith(f"{option}=")]
+    rest = [argument for argument in joined[first:] if not argument.startswith(f"{option}=")]
     return [*joined[:first], *late, *rest]
 
 
@@ -142,9 +142,14 @@ def explain(message: str, parser: ArgumentParser) -> str:
         options = [name for name in parser._option_string_actions if name.startswith("--")]
         return f"there is no option {match[1]}: {nearest(match[1].partition('=')[0], options)}"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"there is no class {match[1]!r} here: {nearest(match[1], class_names())}"
+        settings = re.findall(r"Parser key \"([^\"]+)\"", message[: match.start()])
+        answer = nearest(match[1], class_names(settings[-1] if settings else ""))
+        if answer.startswith("choose") and "Expected a <class 'float'>" in message:
+            return f"{'.'.join(settings)} is {match[1]}: give a number, or a schedule: {answer}"
+        return f"there is no class {match[1]!r} here: {answer}"
     if match := re.search(r"Option '([^']+)' is not accepted", message):
-        owner = re.search(r"class_path '([^']+)'", message)
+        owners = list(re.finditer(r"class_path '([^']+)'", message[: match.start()]))
+        owner = owners[-1] if owners else None  # the innermost
         known = class_named(owner[1]) if owner else None
         names = inspect.signature(known).parameters if known else [action.dest for action in parser._actions]
         where = f" in {owner[1].rpartition('.')[2]}" if owner else ""
@@ -161,6 +166,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
 def nearest(wrong: str, names: Iterable[str]) -> str:
     """The most similar valid name, or all of them."""
     names = [name for name in names if name not in ("self", "help")]
+    if not names:
+        return "it has none"
     near = difflib.get_close_matches(wrong, names, n=1) or difflib.get_close_matches(
         wrong.lower(), [name.lower() for name in names], n=1
     )
@@ -169,17 +176,19 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
     return f"did you mean {next(name for name in names if name.lower() == near[0].lower())}?"
 
 
-def class_names() -> list[str]:
-    """Names that a YAML file may give as a class: methods, stages, schedules."""
-    known = [name for module in (negatives, schedules) for name in module.__all__ if is_setting(getattr(module, name))]
-    return [*METHODS, *known]
+def class_names(setting: str) -> list[str]:
+    """Names of the classes that may stand for a setting: methods, losses, stages or, for any number, schedules."""
+    if setting == "method":
+        return list(METHODS)
+    home = {"loss": objectives, "stages": negatives}.get(setting, schedules)
+    return [name for name in home.__all__ if is_setting(getattr(home, name))]
 
 
 def is_setting(thing: Any) -> bool:
-    """Whether a public name is a class that a YAML file may name: a concrete stage or schedule."""
+    """Whether a public name is a class that a YAML file may name: a concrete loss, stage or schedule."""
     return (
         inspect.isclass(thing)
-        and issubclass(thing, (negatives.Stage, schedules.Schedule))
+        and issubclass(thing, (objectives.Objective, negatives.Stage, schedules.Schedule))
         and not inspect.isabstract(thing)
     )
 
@@ -187,7 +196,8 @@ def is_setting(thing: Any) -> bool:
 def class_named(path: str) -> type | None:
     """The class behind a name in a parser's message."""
     name = path.rpartition(".")[2]
-    return METHODS.get(name) or getattr(negatives, name, None) or getattr(schedules, name, None)
+    homes = (objectives, negatives, schedules)
+    return METHODS.get(name) or next((getattr(module, name) for module in homes if hasattr(module, name)), None)
 
 
 def parse_check(arguments: Sequence[str]) -> Namespace:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import pytorch_lightning as pl
 import torch
@@ -24,13 +24,14 @@ from contrastneg.data.module import TwoViews, by_stable_index
 from contrastneg.device import encoder_dtype
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
 from contrastneg.evaluate.features import encode_set
-from contrastneg.logsumexp import one_pass_logsumexp_max, own_pairs
-from contrastneg.losses import info_nce, info_nce_from_logsumexp
+from contrastneg.logsumexp import own_pairs
 from contrastneg.negatives import Clock, Negatives, Pipeline, Record, Stage, run_stages
+from contrastneg.objectives import InfoNCE, Objective, SumObjective, check_objective, ignore
 from contrastneg.optim import EffectiveRate, Optimizer, build_optimizer, learning_rate
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
 from contrastneg.schedules import Schedule, value
+from contrastneg.sums import KeySums
 
 
 def unit(embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -48,29 +49,33 @@ def contrast(
     stages: Sequence[Stage],
     temperature: float,
     clock: Clock,
+    objective: Objective = InfoNCE(),
     record: Record | None = None,
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
-    """InfoNCE of each query against its positive and the keys of other images, through the stages.
+    """Loss of each query against its positive and the keys of other images, through the stages.
 
-    Keys without gradient and no stages take one pass over the keys that never holds the (B, K) table; otherwise the
-    table is built, edited by each stage in turn and scored.
+    Keys without gradient, no stages and a loss that is algebra on sums take passes over the keys that never hold the
+    (B, K) table; otherwise the table is built, edited by each stage in turn and scored.
 
     Returns:
-        Loss per query in nats; whether its positive is more similar than every candidate; whether it had a candidate.
+        Loss per query; whether its positive is more similar than every candidate; whether it had a candidate.
     """
-    if not stages and not keys.requires_grad:
-        positive_similarity = (query * positive).sum(dim=1)
-        pairs = own_pairs(image_id, key_id)
-        mass, hardest = one_pass_logsumexp_max(query, keys, temperature=temperature, exclude=pairs)
-        loss = info_nce_from_logsumexp(positive_similarity, mass, temperature=temperature)
-        return loss, positive_similarity.detach() > hardest, hardest > -torch.inf
+    if needs_no_table(objective, stages) and not keys.requires_grad:
+        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id))
+        loss = objective.of_sums(sums, temperature, clock, record or ignore)
+        return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id)
     negatives = run_stages(negatives, stages, clock, record)
-    loss = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=temperature)
+    loss = objective(negatives, temperature, clock, record or ignore)
     kept = negatives.log_weight > -torch.inf
     nothing = negatives.similarity.new_full((len(query), 1), -torch.inf)  # an empty queue gives no column at all
     hardest = torch.cat([nothing, negatives.similarity.detach().masked_fill(~kept, -torch.inf)], dim=1).amax(dim=1)
     return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
+
+
+def needs_no_table(objective: Objective, stages: Sequence[Stage]) -> TypeGuard[SumObjective]:
+    """Whether a loss can be had from the keys alone; then nothing of them is kept for the backward pass."""
+    return isinstance(objective, SumObjective) and not stages
 
 
 class Encoder(nn.Module):
@@ -96,6 +101,7 @@ class MoCo(pl.LightningModule):
         projector: Head whose unit-length output is compared.
         predictor: Second head on the query side only (MoCo v3); None leaves it out.
         temperature: Softmax temperature, above 0.
+        loss: Loss over the table of negatives, by class name; its numbers may be schedules.
         queue_size: Keys in the queue; 0 contrasts with the keys of the batch (MoCo v3).
         queue_dtype: Storage of the keys; bfloat16 halves the memory and rounds each number to 8 bits.
         momentum: Share of the old key branch kept per optimizer step, in [0, 1]; a number or a schedule.
@@ -120,6 +126,7 @@ class MoCo(pl.LightningModule):
         projector: Head = Head.moco_v2(),
         predictor: Head | None = None,
         temperature: float = 0.2,
+        loss: Objective = InfoNCE(),
         queue_size: int = 65536,
         queue_dtype: Literal["float32", "bfloat16"] = "float32",
         momentum: float | Schedule = 0.999,
@@ -139,7 +146,8 @@ class MoCo(pl.LightningModule):
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
         self.pipeline = Pipeline(stages or [], {"id", "queue" if queue_size else "batch"}, projector.out)
-        self.temperature, self.momentum = temperature, momentum
+        check_objective(loss, self.stages, temperature)
+        self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers
         self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
@@ -200,13 +208,23 @@ class MoCo(pl.LightningModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         clock = replace(clock_of(self), direction=direction)
         if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=bool(self.stages))
+            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, self.stages))
         else:
             keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         if direction == 0:
             self.record = record_of_step(self)
-        record = self.record if direction == 0 else None
-        return contrast(query, key, image_id, keys, key_id, self.stages, self.temperature, clock, record)
+        return contrast(
+            query,
+            key,
+            image_id,
+            keys,
+            key_id,
+            self.stages,
+            self.temperature,
+            clock,
+            self.objective,
+            self.record if direction == 0 else None,
+        )
 
     def _remember(self, keys: Tensor, image_id: Tensor) -> None:
         if self.queue is not None:
@@ -257,6 +275,7 @@ class SimCLR(pl.LightningModule):
         backbone: The encoder that is kept after pretraining.
         projector: Head whose unit-length output is compared.
         temperature: Softmax temperature, above 0.
+        loss: Loss over the table of negatives, by class name; its numbers may be schedules.
         loss_scale: ``mean`` over the 2B anchors, or ``sum`` of the means of the two views (official code, twice that).
         batch_norm: ``plain`` statistics per device or ``sync`` over all GPUs: ``contrastneg pretrain`` sees to it, a
             Trainer of your own needs ``plugins=[contrastneg.batchnorm.SyncBatchNorm()]``.
@@ -273,6 +292,7 @@ class SimCLR(pl.LightningModule):
         backbone: Backbone = Backbone(),
         projector: Head = Head.simclr(),
         temperature: float = 0.1,
+        loss: Objective = InfoNCE(),
         loss_scale: Literal["mean", "sum"] = "mean",
         batch_norm: Literal["plain", "sync"] = "plain",
         stages: list[Stage] | None = None,
@@ -284,7 +304,9 @@ class SimCLR(pl.LightningModule):
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         self.pipeline = Pipeline(stages or [], {"id", "batch"}, projector.out)
-        self.temperature, self.batch_norm, self.optimizer_settings = temperature, batch_norm, optimizer
+        check_objective(loss, self.stages, temperature)
+        self.temperature, self.objective = temperature, loss
+        self.batch_norm, self.optimizer_settings = batch_norm, optimizer
         self.scale = {"mean": 1.0, "sum": 2.0}[loss_scale]
         self.seed = 0
         self.record: Record | None = None
@@ -328,7 +350,9 @@ class SimCLR(pl.LightningModule):
         query_id = image_id.repeat(2)
         keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
         self.record, clock = record_of_step(self), clock_of(self)
-        scored = contrast(query, partner, query_id, keys, key_id, self.stages, self.temperature, clock, self.record)
+        scored = contrast(
+            query, partner, query_id, keys, key_id, self.stages, self.temperature, clock, self.objective, self.record
+        )
         if self.training:
             self.pipeline.update(keys.detach(), key_id, clock)
         return scored
@@ -381,8 +405,8 @@ def refresh_stages(module: MoCo | SimCLR, encoder: nn.Module) -> None:
 
 
 def record_of_step(module: MoCo | SimCLR) -> Record | None:
-    """An empty record in steps that are logged, for what the stages do in them."""
-    due = module.training and module.stages and module.trainer._logger_connector.should_update_logs
+    """An empty record in steps that are logged, for what the stages and the loss do in them."""
+    due = module.training and module.trainer._logger_connector.should_update_logs
     return Record(module.pipeline.labels) if due else None
 
 
@@ -452,7 +476,7 @@ def step_outputs(
     module.log("train/accuracy", hits / asked, batch_size=len(first))
     if module.record is not None:
         for name, number in module.record.numbers.items():
-            module.log(f"negatives/{name}", number, batch_size=len(first))
+            module.log(name, number, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {
         "loss": loss,

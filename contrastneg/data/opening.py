@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
 from contrastneg.config import Pretrain
 from contrastneg.data.scan import scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source

@@ -43,7 +43,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
 
 @dataclass
 class Record:
-    """What the stages of one step did to its table, as means over queries; numbers stay on the device.
+    """What the stages of one step did to its table and the loss made of it, as means over queries, left on the device.
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for these numbers only.
@@ -51,7 +51,11 @@ class Record:
 
     label_table: Int64[Tensor, " T"] | None = None
     numbers: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Number by name: ``STAGE/kept``, ``STAGE/effective``, ``STAGE/same_class``, ``STAGE/empty_rows``."""
+    """Number by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``, ``.../empty_rows``, ``loss/NAME``."""
+
+    def __call__(self, name: str, values: Tensor) -> None:
+        """Keep the mean of a measurement of the loss, one value per query."""
+        self.numbers[f"loss/{name}"] = values.detach().float().mean()
 
     def note(self, name: str, negatives: Negatives) -> None:
         """Measure the table after a stage.
@@ -61,22 +65,24 @@ class Record:
         """
         log_weight = negatives.log_weight.detach()
         if log_weight.shape[1] == 0:  # an empty queue
-            self.numbers[f"{name}/kept"], self.numbers[f"{name}/empty_rows"] = log_weight.new_tensor([0.0, 1.0])
+            self.numbers[f"negatives/{name}/kept"], self.numbers[f"negatives/{name}/empty_rows"] = (
+                log_weight.new_tensor([0.0, 1.0])
+            )
             return
         kept = log_weight > -torch.inf
         weight = (log_weight - log_weight.amax(dim=1, keepdim=True).clamp(min=torch.finfo(log_weight.dtype).min)).exp()
         total = weight.sum(dim=1)
         law = weight / total.clamp(min=1)[:, None]
-        self.numbers[f"{name}/kept"] = kept.sum(dim=1).to(weight.dtype).mean()
-        self.numbers[f"{name}/effective"] = torch.special.entr(law).sum(dim=1).exp()[total > 0].mean()
-        self.numbers[f"{name}/empty_rows"] = (total == 0).to(weight.dtype).mean()
+        self.numbers[f"negatives/{name}/kept"] = kept.sum(dim=1).to(weight.dtype).mean()
+        self.numbers[f"negatives/{name}/effective"] = torch.special.entr(law).sum(dim=1).exp()[total > 0].mean()
+        self.numbers[f"negatives/{name}/empty_rows"] = (total == 0).to(weight.dtype).mean()
         if self.label_table is not None:
             table = self.label_table.to(law.device)
             label = torch.where(negatives.key_id >= 0, table[negatives.key_id.clamp(min=0)], -1)
             own = table[negatives.query_id]
             known = (label >= 0) & (own >= 0)[:, None]
             same = known & (label == own[:, None])
-            self.numbers[f"{name}/same_class"] = (weight * same).sum() / (weight * known).sum()
+            self.numbers[f"negatives/{name}/same_class"] = (weight * same).sum() / (weight * known).sum()
 
 
 class Pipeline(nn.Module):

@@ -171,14 +171,16 @@ def test_the_record_counts_what_is_kept_its_effective_number_and_its_same_class_
     record = Record(labels)
     thinned = run_stages(table(), [UniformSubset(10)], Clock(0, 1, 0.0, 0), record)
     numbers = {name: number.item() for name, number in record.numbers.items()}
-    assert numbers["all/kept"] == 39  # all but the own image
-    assert numbers["all/effective"] == pytest.approx(39)
-    assert numbers["1_UniformSubset/kept"] == 10
-    assert numbers["1_UniformSubset/effective"] == pytest.approx(10)
-    assert numbers["all/same_class"] == pytest.approx(9 / 39)
+    assert numbers["negatives/all/kept"] == 39  # all but the own image
+    assert numbers["negatives/all/effective"] == pytest.approx(39)
+    assert numbers["negatives/1_UniformSubset/kept"] == 10
+    assert numbers["negatives/1_UniformSubset/effective"] == pytest.approx(10)
+    assert numbers["negatives/all/same_class"] == pytest.approx(9 / 39)
     same = (labels[:6, None] == labels) & thinned.kept
-    assert numbers["1_UniformSubset/same_class"] == pytest.approx(same.sum().item() / thinned.kept.sum().item())
-    assert numbers["all/empty_rows"] == 0
+    assert numbers["negatives/1_UniformSubset/same_class"] == pytest.approx(
+        same.sum().item() / thinned.kept.sum().item()
+    )
+    assert numbers["negatives/all/empty_rows"] == 0
 
 
 def test_the_record_weighs_candidates_and_counts_empty_rows():
@@ -187,9 +189,9 @@ def test_the_record_weighs_candidates_and_counts_empty_rows():
     log_weight[0, :2] = torch.tensor([3.0, 3.0])
     log_weight[1, :2] = torch.tensor([0.0, -50.0])
     record.note("x", replace(table(), log_weight=log_weight))
-    assert record.numbers["x/empty_rows"] == pytest.approx(4 / 6)
-    assert record.numbers["x/effective"] == pytest.approx(1.5)
-    assert record.numbers["x/kept"] == pytest.approx(4 / 6)
+    assert record.numbers["negatives/x/empty_rows"] == pytest.approx(4 / 6)
+    assert record.numbers["negatives/x/effective"] == pytest.approx(1.5)
+    assert record.numbers["negatives/x/kept"] == pytest.approx(4 / 6)
 
 
 def test_the_numbers_of_the_stages_are_logged_with_the_step():

@@ -1,0 +1,442 @@
+"""Losses by name, for settings: what a method takes the mean of, once the stages have edited its table.
+
+Each is a thin record over a function of :mod:`contrastneg.losses`, which states the formula. Numbers may be schedules. A
+query without candidates has loss exactly 0 and zero gradient under every one of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastneg import losses
+from contrastneg.negatives import Clock, Negatives, Stage
+from contrastneg.schedules import Schedule, value
+from contrastneg.sums import Sums, TableSums
+
+__all__ = [
+    "BPR",
+    "RINCE",
+    "AlignUniform",
+    "BinaryCrossEntropy",
+    "CosineContrastive",
+    "Debiased",
+    "Decoupled",
+    "DecoupledWeighted",
+    "DualAMN",
+    "DualTemperature",
+    "HardWeighted",
+    "InfoNCE",
+    "Objective",
+    "Sigmoid",
+    "Spectral",
+    "Square",
+    "Triplet",
+]
+
+Measure = Callable[[str, Tensor], None]
+"""Takes the name of a measurement and one value per query."""
+
+
+def ignore(name: str, values: Tensor) -> None:
+    """Record nothing."""
+
+
+class Objective(ABC):
+    """A loss over the table of negatives."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What must still hold after the stages: "iid" (candidates are drawn alike from the data)."""
+
+    @abstractmethod
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """One loss per query.
+
+        Args:
+            negatives: The table after all stages.
+            temperature: The method's temperature.
+            clock: Where the run stands.
+            record: Receives measurements of the loss, one value per query.
+        """
+
+
+class SumObjective(Objective):
+    """A loss that is algebra on sums over the candidates: without stages it needs no table."""
+
+    @abstractmethod
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """As :meth:`Objective.__call__`, of sums over a table or over keys."""
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :class:`Objective`."""
+        return self.of_sums(TableSums(negatives), temperature, clock, record)
+
+
+def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float) -> None:
+    """Refuse a loss whose conditions the stages break, or that cannot work at the temperature.
+
+    Args:
+        loss: The loss.
+        stages: The stages that run before it.
+        temperature: The method's temperature.
+
+    Raises:
+        ValueError: A stage breaks what the loss needs, or a try on two images fails at either end of the run.
+    """
+    for stage in stages:
+        for need in sorted(loss.needs & stage.breaks):
+            name, breaker = type(loss).__name__, type(stage).__name__
+            raise ValueError(f"loss {name} needs {need!r}, which stage {breaker} takes away: leave one of them out")
+    two, ids = torch.eye(2), torch.arange(2)
+    for step in (0, 1):
+        loss(Negatives.of(two, two, two, query_id=ids, key_id=ids), temperature, Clock(step, 1, float(step), 0))
+
+
+@dataclass(frozen=True)
+class InfoNCE(SumObjective):
+    """Softmax cross-entropy of the positive against the candidates (arXiv:1807.03748)."""
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.info_nce`."""
+        lse = sums.logsumexp(temperature)
+        return losses.info_nce_from_logsumexp(sums.positive, lse, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class Debiased(SumObjective):
+    """InfoNCE less the expected share of false negatives (arXiv:2007.00224).
+
+    Records ``floor``: the queries whose corrected sum is below its least possible value, so that their negatives get no
+    gradient. If they are many, the prior is too large.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"iid"})
+
+    class_prior: float | Schedule = 0.1
+    """Probability that a candidate has the query's class, at least 0 and below 1; 1 / classes if they are balanced."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "class_prior", "at least 0 and below 1", lambda x: 0 <= x < 1)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.debiased_info_nce`."""
+        mass, floored = losses.debiased_logsumexp(
+            sums.positive,
+            sums.logsumexp(temperature),
+            sums.log_count(),
+            temperature=temperature,
+            class_prior=value(self.class_prior, clock.progress),
+        )
+        record("floor", floored)
+        return losses.info_nce_from_logsumexp(sums.positive, mass, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class HardWeighted(SumObjective):
+    """Debiased, with hard negatives weighted up (HCL, arXiv:2010.04592). Records ``floor``, as Debiased does.
+
+    The official run can lower beta in steps: ``beta: {class_path: Staircase, init_args: {start: 1.0, end: 0.0}}``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"iid"})
+
+    beta: float | Schedule = 1.0
+    """Tilt towards hard candidates, at least 0, in units of 1 / temperature as in the official code; 0 is Debiased."""
+    class_prior: float | Schedule = 0.1
+    """Probability that a candidate has the query's class, at least 0 and below 1; 1 / classes if they are balanced."""
+    detach_weights: bool = False
+    """Treat the weights as constants; off as published, where easy negatives may be attracted a little."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "beta", "at least 0", lambda x: x >= 0)
+        check_range(self, "class_prior", "at least 0 and below 1", lambda x: 0 <= x < 1)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.hard_info_nce`."""
+        beta, count = value(self.beta, clock.progress), sums.log_count()
+        mass = sums.logsumexp(temperature / (1 + beta))
+        if beta > 0:
+            weights = sums.logsumexp(temperature / beta, constant=self.detach_weights)
+            mass = losses.tilted_logsumexp(mass, weights, count, beta=beta, detach_weights=self.detach_weights)
+        prior = value(self.class_prior, clock.progress)
+        mass, floored = losses.debiased_logsumexp(
+            sums.positive, mass, count, temperature=temperature, class_prior=prior
+        )
+        record("floor", floored)
+        return losses.info_nce_from_logsumexp(sums.positive, mass, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class Decoupled(SumObjective):
+    """InfoNCE without the positive in the denominator (DCL, arXiv:2110.06848). Values may be negative."""
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.decoupled_info_nce`."""
+        return losses.decoupled_from_logsumexp(sums.positive, sums.logsumexp(temperature), temperature=temperature)
+
+
+@dataclass(frozen=True)
+class DecoupledWeighted(SumObjective):
+    """Decoupled, with less weight on pairs that are close already (DCLW, arXiv:2110.06848).
+
+    Weights are shared out among the queries of a process.
+    """
+
+    sigma: float | Schedule = 0.5
+    """Concentration of the weights, above 0, in units of cosine."""
+    detach_weights: bool = True
+    """Treat the weights as constants; public implementations differ."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "sigma", "above 0", lambda x: x > 0)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.von_mises_fisher_weight`."""
+        lse, sigma = sums.logsumexp(temperature), value(self.sigma, clock.progress)
+        weight = losses.von_mises_fisher_weight(sums.positive, lse, sigma=sigma, detach=self.detach_weights)
+        return losses.decoupled_from_logsumexp(sums.positive, lse, temperature=temperature, positive_weight=weight)
+
+
+@dataclass(frozen=True)
+class DualTemperature(SumObjective):
+    """InfoNCE whose weight per query comes from a second, higher temperature (arXiv:2203.17248)."""
+
+    ratio: float | Schedule = 10.0
+    """Second temperature over the method's, above 0; 1 is InfoNCE."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "ratio", "above 0", lambda x: x > 0)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.dual_temperature_info_nce`."""
+        ratio = value(self.ratio, clock.progress)
+        lse, across = sums.logsumexp(temperature), sums.logsumexp(ratio * temperature, constant=True)
+        return losses.dual_temperature_from_logsumexp(sums.positive, lse, across, temperature=temperature, ratio=ratio)
+
+
+@dataclass(frozen=True)
+class RINCE(SumObjective):
+    """Robust InfoNCE, for positives that may be wrong (arXiv:2201.04309)."""
+
+    exponent: float | Schedule = 0.5
+    """From near 0, InfoNCE, to 1, robust; 0.5 in the official code, 0.1 for ImageNet."""
+    density: float | Schedule = 0.001
+    """Weight of the denominator, between 0 and 1; 0.001 in the official code, 0.01 for ImageNet."""
+    bounded: bool = False
+    """Divide by e^(exponent / temperature): the same loss at another learning rate, safe at small temperatures."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "exponent", "above 0 and at most 1", lambda x: 0 < x <= 1)
+        check_range(self, "density", "between 0 and 1", lambda x: 0 < x < 1)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.rince`."""
+        return losses.rince_from_logsumexp(
+            sums.positive,
+            sums.logsumexp(temperature),
+            temperature=temperature,
+            exponent=value(self.exponent, clock.progress),
+            density=value(self.density, clock.progress),
+            bounded=self.bounded,
+        )
+
+
+@dataclass(frozen=True)
+class CosineContrastive(Objective):
+    """Only candidates above a margin count, all alike (SimpleX, arXiv:2109.12613). The temperature plays no part."""
+
+    margin: float | Schedule = 0.4
+    """Cosine above which a candidate counts, from -1 to 1. The default is ours; the paper's library has 0."""
+    negative_weight: float | Schedule = 10.0
+    """What all candidates together weigh, or each of them under "sum"; above 0. The default is ours."""
+    negatives: Literal["mean", "sum"] = "mean"
+    """Mean or sum over the candidates; the paper's library sums with weight 1 unless told."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "margin", "from -1 to 1", lambda x: -1 <= x <= 1)
+        check_range(self, "negative_weight", "above 0", lambda x: x > 0)
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.cosine_contrastive`."""
+        return losses.cosine_contrastive(
+            *columns(negatives),
+            margin=value(self.margin, clock.progress),
+            negative_weight=value(self.negative_weight, clock.progress),
+            mean=self.negatives == "mean",
+        )
+
+
+@dataclass(frozen=True)
+class BPR(Objective):
+    """Bayesian personalised ranking (arXiv:1205.2618): each candidate alone should score below the positive."""
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.bpr`."""
+        return losses.bpr(*columns(negatives), temperature=temperature)
+
+
+@dataclass(frozen=True)
+class Triplet(Objective):
+    """Triplet loss over all candidates (arXiv:1503.03832). The temperature plays no part."""
+
+    margin: float | Schedule = 0.1
+    """How far a candidate's cosine should lie below the positive's, from 0 to 2; half of FaceNet's margin of 0.2."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "margin", "from 0 to 2", lambda x: 0 <= x <= 2)
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.triplet`."""
+        return losses.triplet(*columns(negatives), margin=value(self.margin, clock.progress))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Objective):
+    """Each pair a yes-or-no question, summed over the candidates (SigLIP, arXiv:2303.15343)."""
+
+    bias: float | Schedule = -10.0
+    """Added to all logits; -10 where the paper's learned bias starts [as recalled, not read]."""
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.sigmoid`."""
+        return losses.sigmoid(*columns(negatives), temperature=temperature, bias=value(self.bias, clock.progress))
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Objective):
+    """Each pair a yes-or-no question; the candidates together count as much as the positive."""
+
+    bias: float | Schedule = 0.0
+    """Added to all logits."""
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.binary_cross_entropy`."""
+        return losses.binary_cross_entropy(
+            *columns(negatives), temperature=temperature, bias=value(self.bias, clock.progress)
+        )
+
+
+@dataclass(frozen=True)
+class DualAMN(Objective):
+    """Log-sum-exp over scores standardised within the row (Dual-AMN, WWW 2021). The temperature plays no part."""
+
+    scale: float | Schedule = 30.0
+    """How much the hardest candidates stand out, above 0."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "scale", "above 0", lambda x: x > 0)
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.normalised_hard`."""
+        return losses.normalised_hard(*columns(negatives), scale=value(self.scale, clock.progress))
+
+
+@dataclass(frozen=True)
+class Spectral(SumObjective):
+    """Spectral contrastive loss on unit vectors (arXiv:2106.04156). The temperature plays no part.
+
+    The paper bounds the length of embeddings instead of fixing it: see :func:`contrastneg.losses.spectral_contrastive`.
+    """
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.spectral`; through the second moment of the keys."""
+        mean, empty = square_mean(sums, 0.0)
+        return (mean - 2 * sums.positive).masked_fill(empty, 0)
+
+
+@dataclass(frozen=True)
+class Square(SumObjective):
+    """Square loss on cosines, as of whole-data methods (EHCF, NS-KGE). The temperature plays no part."""
+
+    negative_weight: float | Schedule = 5.0
+    """What all candidates together weigh against the positive, above 0. The default is ours."""
+    target: float | Schedule = 0.0
+    """Cosine that candidates should have, from -1 to 1."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "negative_weight", "above 0", lambda x: x > 0)
+        check_range(self, "target", "from -1 to 1", lambda x: -1 <= x <= 1)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.square`; through the second moment of the keys."""
+        mean, empty = square_mean(sums, value(self.target, clock.progress))
+        weight = value(self.negative_weight, clock.progress)
+        return ((1 - sums.positive).square() + weight * mean).masked_fill(empty, 0)
+
+
+@dataclass(frozen=True)
+class AlignUniform(SumObjective):
+    """Alignment of the views plus uniformity over queries and candidates (arXiv:2005.10242), without temperature.
+
+    Uniformity is one number for the queries of a process; the paper takes it within each view of a batch.
+    """
+
+    scale: float | Schedule = 2.0
+    """Sharpness of the uniformity, above 0."""
+    align_weight: float | Schedule = 1.0
+    """Weight of the alignment, at least 0."""
+    uniform_weight: float | Schedule = 1.0
+    """Weight of the uniformity, at least 0."""
+    exponent: float | Schedule = 2.0
+    """Power of the distance between the two views, above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "exponent"):
+            check_range(self, name, "above 0", lambda x: x > 0)
+        for name in ("align_weight", "uniform_weight"):
+            check_range(self, name, "at least 0", lambda x: x >= 0)
+
+    def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.align_uniform`."""
+        scale = value(self.scale, clock.progress)
+        return losses.align_uniform(
+            sums.positive,
+            sums.logsumexp(1 / (2 * scale)),
+            sums.log_count(),
+            scale=scale,
+            exponent=value(self.exponent, clock.progress),
+            align_weight=value(self.align_weight, clock.progress),
+            uniform_weight=value(self.uniform_weight, clock.progress),
+        )
+
+
+def columns(negatives: Negatives) -> tuple[Float[Tensor, " B"], Float[Tensor, "B M"], Float[Tensor, "B M"]]:
+    """What the functions of :mod:`contrastneg.losses` take: positives, candidates, log-weights."""
+    return negatives.positive_similarity, negatives.similarity, negatives.log_weight
+
+
+def square_mean(sums: Sums, target: float) -> tuple[Tensor, Tensor]:
+    """Mean of ``(s - target)^2`` over each query's candidates, and the queries that have none."""
+    count = sums.log_count()
+    empty = count == -torch.inf
+    return sums.square_sum(target) / count.masked_fill(empty, 0).exp(), empty
+
+
+def check_range(loss: Objective, name: str, allowed: str, within: Callable[[float], bool]) -> None:
+    """Refuse a setting that is out of range; a schedule is asked at both ends of the run."""
+    setting = getattr(loss, name)
+    for progress in (0.0, 1.0):
+        number = value(setting, progress)
+        if not within(number):
+            when = f" at progress {progress:g}" if isinstance(setting, Schedule) else ""
+            raise ValueError(f"{type(loss).__name__}.{name} is {number:g}{when}: give a number {allowed}")
