@@ -87,12 +87,42 @@ method:
     assert method.momentum == Cosine(0.99, 1.0)
 
 
+def test_losses_are_named_by_class_with_their_settings_in_any_order(tmp_path):
+    from contrastneg import Debiased, HardWeighted, InfoNCE
+    from contrastneg.schedules import Linear
+
+    assert parse("shapes").method.objective == InfoNCE()
+    chosen = ["--method.loss", "Debiased", "--method.loss.class_prior", "0.2"]
+    assert parse("shapes", *chosen).method.objective == Debiased(0.2)
+    assert parse("shapes", *chosen[2:], *chosen[:2], "--method", "MoCo").method.objective == Debiased(0.2)
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "method: {class_path: MoCo, init_args: {loss: {class_path: Debiased, init_args: {class_prior: 0.2}}}}"
+    )
+    assert parse("shapes", "--config", str(file)).method.objective == Debiased(0.2)
+    assert parse("shapes", "--config", str(file), "--method.loss.class_prior", "0.3").method.objective == Debiased(0.3)
+    file.write_text(
+        """
+method:
+  class_path: SimCLR
+  init_args:
+    loss:
+      class_path: HardWeighted
+      init_args:
+        beta: {class_path: Linear, init_args: {start: 0.0, end: 2.0}}
+"""
+    )
+    assert parse("shapes", "--config", str(file)).method.objective == HardWeighted(beta=Linear(0.0, 2.0))
+
+
 def test_the_resolved_settings_parse_to_the_same_settings_again(tmp_path):
     import yaml
 
     from contrastneg.pretrain import plain_config
 
-    config = parse("shapes", "--method", "MoCo", "--method.stages+=MoCHi", "--views.size", "64", "--run", "x")
+    config = parse("shapes", "--method", "MoCo", "--method.stages+=MoCHi", "--method.loss", "DecoupledWeighted",
+                   "--method.loss.sigma", "0.4", "--views.size", "64", "--run", "x")  # fmt: skip
+    assert config.method.objective.sigma == 0.4
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
     assert plain_config(parse("--config", str(tmp_path / "config.yaml"))) == plain_config(config)
 
@@ -161,6 +191,22 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
         (["shapes", "--method.stages+=MoCHy", "--method", "MoCo"], "MoCHi"),
+        (["shapes", "--method.loss", "Debias"], "there is no class 'Debias' here: did you mean Debiased?"),
+        (["shapes", "--method.loss", "MoCHi"], "there is no class 'MoCHi' here: choose from AlignUniform, BPR"),
+        (
+            ["shapes", "--method.loss", "Debiased", "--method.loss.class_priors", "0.2"],
+            "there is no setting 'class_priors' in Debiased: did you mean class_prior?",
+        ),
+        (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: it has none"),
+        (
+            ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "lots"],
+            "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Linear",
+        ),
+        (["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "2"], "Debiased.class_prior is 2"),
+        (
+            ["shapes", "--method", "MoCo", "--method.loss", "Debiased", "--method.stages+=MoCHi"],
+            "loss Debiased needs 'iid', which stage MoCHi takes away",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_that_helps_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):

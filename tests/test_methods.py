@@ -248,6 +248,47 @@ def test_stages_edit_what_the_loss_sees_and_keeping_everything_is_the_plain_meth
     assert fewer[1] < plain[1] < more[1]
 
 
+LOSSES = ["Debiased", "HardWeighted", "Decoupled", "DecoupledWeighted", "DualTemperature", "RINCE", "CosineContrastive", "BPR",
+          "Triplet", "Sigmoid", "BinaryCrossEntropy", "DualAMN", "Spectral", "Square", "AlignUniform"]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_every_loss_trains_and_is_the_loss_that_is_taken(pictures, name, loss):
+    from contrastneg import objectives
+
+    plain = losses_of(method_of(name), data_of(pictures), max_steps=3)
+    other = losses_of(method_of(name, loss=getattr(objectives, loss)()), data_of(pictures), max_steps=3)
+    assert all(math.isfinite(value) for value in other)
+    assert other[1] != pytest.approx(plain[1], rel=1e-4)
+    if name == "MoCo":
+        assert other[0] == 0  # nothing is queued yet
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_losses_without_their_correction_train_as_info_nce(pictures, name):
+    from contrastneg.objectives import Debiased, HardWeighted
+
+    plain = losses_of(method_of(name), data_of(pictures), max_steps=3)
+    for loss in (Debiased(class_prior=0.0), HardWeighted(beta=0.0, class_prior=0.0)):
+        assert_close(losses_of(method_of(name, loss=loss), data_of(pictures), max_steps=3), plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_the_share_of_queries_at_the_floor_is_logged(pictures, name):
+    from contrastneg.objectives import Debiased
+
+    shares = []
+    for prior in (0.001, 0.9):
+        trainer = trainer_of(max_steps=3)
+        method = method_of(name, loss=Debiased(prior), temperature=0.5, symmetric=True) if name == "MoCo" else (
+            method_of(name, loss=Debiased(prior), temperature=0.5)
+        )  # fmt: skip
+        trainer.fit(method, datamodule=data_of(pictures))
+        shares.append(trainer.callback_metrics["loss/floor"].item())
+    assert shares[0] == 0 < shares[1]
+
+
 def test_impossible_lists_of_stages_are_refused_when_the_method_is_built():
     from contrastneg import MoCHi, UniformSubset
 
@@ -285,12 +326,17 @@ def test_a_short_last_batch_trains(pictures):
 
 
 def test_a_checkpoint_alone_rebuilds_the_method_and_loads_with_weights_only(pictures, tmp_path):
-    from contrastneg import MoCHi, load
+    from contrastneg import Decoupled, MoCHi, load
     from contrastneg.methods import MoCo
     from contrastneg.schedules import Cosine
 
     method = method_of(
-        stages=[MoCHi(8, 4, 2)], momentum=Cosine(0.9, 1.0), symmetric=True, batch_norm="split", bn_splits=2
+        loss=Decoupled(),
+        stages=[MoCHi(8, 4, 2)],
+        momentum=Cosine(0.9, 1.0),
+        symmetric=True,
+        batch_norm="split",
+        bn_splits=2,
     )
     trainer = trainer_of()
     trainer.fit(method, datamodule=data_of(pictures))
@@ -299,6 +345,7 @@ def test_a_checkpoint_alone_rebuilds_the_method_and_loads_with_weights_only(pict
     assert torch.load(path, weights_only=True)["global_step"] == 6
     for loaded in (load(path), MoCo.load_from_checkpoint(path)):
         assert_same_state(state_of(loaded), state_of(method))
+        assert loaded.objective == method.objective == Decoupled()
         assert loaded.stages == method.stages
         assert loaded.momentum == method.momentum
         assert len(loaded.queue) == len(method.queue)

@@ -342,6 +342,9 @@ def test_dual_temperature_keeps_its_digits_where_the_positives_share_rounds_to_o
 
     pos, neg = torch.ones(1), torch.full((1, 4), 1 + margin)
     exact = dual_temperature_info_nce(pos.double(), neg.double(), temperature=0.01, ratio=10.0)
+    near, far = (math.log(4) + margin / t for t in (0.01, 0.1))
+    quotient = math.log1p(math.exp(near)) * (1 + math.exp(-near)) if near > -30 else 1.0  # of InfoNCE and 1 - p+
+    assert exact.item() == pytest.approx(quotient / (1 + math.exp(-far)), rel=1e-5)
     assert_close(dual_temperature_info_nce(pos, neg, temperature=0.01, ratio=10.0).double(), exact, rtol=1e-4, atol=0)
     gradient = gradients(lambda p, n: dual_temperature_info_nce(p, n, temperature=0.01, ratio=10.0), pos, neg)
     expected = gradients(
