@@ -88,7 +88,7 @@ method:
 
 
 def test_losses_are_named_by_class_with_their_settings_in_any_order(tmp_path):
-    from contrastneg import Debiased, HardWeighted, InfoNCE
+    from contrastneg.objectives import Debiased, HardWeighted, InfoNCE
     from contrastneg.schedules import Linear
 
     assert parse("shapes").method.objective == InfoNCE()

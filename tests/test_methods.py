@@ -326,8 +326,9 @@ def test_a_short_last_batch_trains(pictures):
 
 
 def test_a_checkpoint_alone_rebuilds_the_method_and_loads_with_weights_only(pictures, tmp_path):
-    from contrastneg import Decoupled, MoCHi, load
+    from contrastneg import MoCHi, load
     from contrastneg.methods import MoCo
+    from contrastneg.objectives import Decoupled
     from contrastneg.schedules import Cosine
 
     method = method_of(
