@@ -17,12 +17,14 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images and their labels, on the CPU, in the order of the set."""
+    """Features of N images and their labels, on the CPU, in the order of the set; images that cannot be read have no row."""
 
     x: Float[Tensor, "N F"]
     """Features, float32."""
     labels: Int64[Tensor, " N"]
     """Labels, -1 where unknown."""
+    position: Int64[Tensor, " N"] | None = None
+    """Position of each row in the set; None where there is no set."""
 
     def shifted(self, delta: Float[Tensor, " F"]) -> "Features":
         """The same with ``delta`` added to every row."""
@@ -37,7 +39,8 @@ def extract(
 
     The encoder is in evaluation mode while it works and every part of it is put back into the mode it was in; statistics,
     counters and random generators are not touched. Under data parallelism each rank does its share with the batch-norm
-    statistics of rank 0, and every rank gets all rows.
+    statistics of rank 0, and every rank gets all rows. Images that turn out to be unreadable are left out, where the data
+    allow it.
 
     Args:
         encoder: (B, C, S, S) to (B, F).
@@ -55,7 +58,8 @@ def extract(
     own = torch.cat([torch.empty(0, width, device=device), *rows])
     order = torch.cat([torch.empty(0, dtype=torch.long), *positions]).to(device)
     x, position = distributed.all_gather(own).cpu(), distributed.all_gather(order).cpu()
-    return Features(x[position.argsort()], data.labels(split))
+    order = position.argsort()
+    return Features(x[order], data.labels(split)[position[order]], position[order])
 
 
 def finite_rows(x: Float[Tensor, "N F"]) -> Bool[Tensor, " N"]:

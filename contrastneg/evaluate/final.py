@@ -87,14 +87,25 @@ def final_scores(
         if name == "raw pixels":
             bank, queries = centred(bank, queries)
         kept = kept or (bank, queries)
-        row, told = scores(bank, queries, data.num_classes, config)
+        told = unread_notes(data, bank, queries)
+        row, more = scores(bank, queries, data.num_classes, config)
         rows.append({"features": name, **row})
-        notes += [note for note in told if note not in notes]
+        notes += [note for note in (*told, *more) if note not in notes]
     assert kept is not None
     if rows[0]["knn_top1"] <= rows[1]["knn_top1"]:
         before = "than the weights it started from" if starts_trained(config) else "than the untrained one"
         notes.append(f"the pretrained encoder is not better {before}: train longer, or look for a fault")
     return rows, notes, pictures(data, *kept, seed=config.seed)
+
+
+def unread_notes(data: PretrainData, bank: Features, queries: Features) -> list[str]:
+    """How many images have no features because they could not be read."""
+    counts = (("images of the bank", data.labels("train"), bank), ("test images", data.labels("test"), queries))
+    return [
+        f"{len(labels) - len(found.x):,} of {len(labels):,} {name} could not be read and are left out"
+        for name, labels, found in counts
+        if len(found.x) < len(labels)
+    ]
 
 
 def starts_trained(config: Pretrain) -> bool:
@@ -136,21 +147,21 @@ def pictures(data: PretrainData, bank: Features, queries: Features, seed: int) -
     """Pairs of views of some training images; some test images with their nearest neighbours in the bank."""
     draw = generator(seed, "pictures")
     view1, view2 = data.example_views(VIEW_PAIRS)
-    asked = torch.randperm(len(queries.x), generator=draw)[:NEIGHBOUR_ROWS]
-    similarity = F.normalize(queries.x[asked], dim=1) @ F.normalize(bank.x, dim=1).T
+    rows = torch.randperm(len(queries.x), generator=draw)[:NEIGHBOUR_ROWS]
+    similarity = F.normalize(queries.x[rows], dim=1) @ F.normalize(bank.x, dim=1).T
     nearest = similarity.topk(min(NEIGHBOURS, len(bank.x)), dim=1)
     train, test = data.sets["train"], data.sets["test"]
-    assert train is not None and test is not None
-    rows = [shown(train, data, positions) for positions in nearest.indices]
+    assert train is not None and test is not None and bank.position is not None and queries.position is not None
+    neighbours = [shown(train, data, positions) for positions in bank.position[nearest.indices]]
     return Pictures(
         {
             "view1": view1.numpy(),
             "view2": view2.numpy(),
-            "neighbour_query": shown(test, data, asked).numpy(),
-            "neighbour": torch.stack(rows).numpy(),
+            "neighbour_query": shown(test, data, queries.position[rows]).numpy(),
+            "neighbour": torch.stack(neighbours).numpy(),
             "neighbour_similarity": nearest.values.numpy(),
-            "query_label": data.labels("test")[asked].numpy(),
-            "neighbour_label": data.labels("train")[nearest.indices].numpy(),
+            "query_label": queries.labels[rows].numpy(),
+            "neighbour_label": bank.labels[nearest.indices].numpy(),
             "class_names": np.array(data.classes),
         }
     )

@@ -80,6 +80,36 @@ def test_weights_that_were_published_are_not_called_untrained(data):
     assert any("not better than the weights it started from" in note for note in notes)
 
 
+def test_images_that_break_are_left_out_counted_and_never_shown(tmp_path):
+    from PIL import Image
+
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.sources import UnreadableImage, open_source
+    from contrastneg.data.views import Views
+    from contrastneg.evaluate.features import extract
+    from contrastneg.evaluate.final import pictures
+
+    for i in range(40):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (6 * i, 0, 200 * (i % 2))).save(tmp_path / "ab"[i % 2] / f"{i:02}.png")
+    source = open_source(str(tmp_path))
+    for i in (0, 10, 21):
+        (tmp_path / "ab"[i % 2] / f"{i:02}.png").write_bytes(b"broken after the scan")
+    whole, skipping = (
+        PretrainData(source, Views(size=8), source, source, loading="stream", skip_bad_images=skip)
+        for skip in (False, True)
+    )
+    with pytest.raises(UnreadableImage, match=r"00\.png"):
+        scored(settings(), Known(), Blind(), whole)
+    rows, notes, _ = scored(settings(), Known(), Blind(), skipping)
+    assert rows[0]["knn_top1"] == rows[2]["knn_top1"] == 100.0
+    assert "3 of 40 images of the bank could not be read and are left out" in notes
+    assert "3 of 40 test images could not be read and are left out" in notes
+    found = extract(Known(), skipping, "train", torch.device("cpu"))
+    assert found.labels.tolist() == source.labels[found.position].tolist()
+    assert len(pictures(skipping, found, found, seed=0).arrays["neighbour"]) == 12
+
+
 def test_features_that_are_not_finite_are_told_beside_the_scores(data):
     class Broken(Known):
         def forward(self, images):
