@@ -316,11 +316,18 @@ class PretrainData(pl.LightningDataModule):
         return known
 
     def feature_batches(
-        self, split: str, device: torch.device | str = "cpu"
+        self, split: str, device: torch.device | str = "cpu", only: Int64[Tensor, " n"] | None = None
     ) -> Iterator[tuple[Float[Tensor, "b C S S"], Int64[Tensor, " b"]]]:
-        """This rank's share of a labelled set, prepared for evaluation: (images, positions), unreadable ones left out."""
+        """This rank's share of a labelled set, prepared for evaluation: (images, positions), unreadable ones left out.
+
+        Args:
+            split: "train" (bank) or "test" (queries).
+            device: Where the images go.
+            only: Positions to give; None gives the whole set.
+        """
         source = self._labelled(split)
-        positions = torch.arange(distributed.rank(), len(source), distributed.world_size())
+        wanted = torch.arange(len(source)) if only is None else only
+        positions = wanted[distributed.rank() :: distributed.world_size()]
         if self.loading == "memory" and source.uniform_size is not None:
             pixels = self.pixels(split, device)
             for part in positions.split(EVAL_BATCH):

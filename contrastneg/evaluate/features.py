@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -26,14 +26,21 @@ class Features:
     position: Int64[Tensor, " N"] | None = None
     """Position of each row in the set; None where there is no set."""
 
-    def shifted(self, delta: Float[Tensor, " F"]) -> "Features":
-        """The same with ``delta`` added to every row."""
-        return replace(self, x=self.x + delta)
+    def only(self, positions: Int64[Tensor, " n"]) -> "Features":
+        """The rows of some positions of the set; no copy where that is all."""
+        assert self.position is not None
+        kept = torch.isin(self.position, positions)
+        return self if kept.all() else Features(self.x[kept], self.labels[kept], self.position[kept])
 
 
 @torch.no_grad()
 def extract(
-    encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
+    encoder: nn.Module,
+    data: PretrainData,
+    split: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    only: Int64[Tensor, " n"] | None = None,
 ) -> Features:
     """Features of the ``train`` (bank) or ``test`` (queries) images under the evaluation transform.
 
@@ -48,10 +55,11 @@ def extract(
         split: "train" or "test".
         device: Where the encoder is.
         dtype: Arithmetic of the encoder: half precisions through autocast, float64 as it is.
+        only: Positions of the images; None takes all.
     """
     rows, positions = [], []
     with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
-        for images, position in data.feature_batches(split, device):
+        for images, position in data.feature_batches(split, device, only):
             rows.append(encoder(images.double() if dtype == torch.float64 else images).float())
             positions.append(position)
     width = distributed.largest(rows[0].shape[1] if rows else 0)  # a rank without images learns the width from others

@@ -50,6 +50,19 @@ def test_features_are_those_of_the_encoder_in_evaluation_in_the_order_of_the_set
     assert torch.equal(found.labels, data.labels("test"))
 
 
+def test_some_positions_give_the_rows_that_the_whole_set_has_there(data, encoder):
+    from contrastneg.evaluate.features import extract
+
+    some = torch.tensor([1, 4, 5, 22])
+    whole = extract(encoder, data, "train", torch.device("cpu"))
+    part = extract(encoder, data, "train", torch.device("cpu"), only=some)
+    for rows in (part, whole.only(some)):
+        assert_close(rows.x, whole.x[some])
+        assert rows.labels.tolist() == data.labels("train")[some].tolist()
+        assert rows.position.tolist() == some.tolist()
+    assert whole.only(torch.arange(23)) is whole
+
+
 def test_two_ranks_shares_make_the_whole_without_duplicates(data, encoder, monkeypatch):
     from contrastneg import distributed
     from contrastneg.evaluate.features import extract
