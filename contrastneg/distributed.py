@@ -5,12 +5,18 @@ plus :func:`row_offset`. Every function here must be called on all ranks, in the
 """
 
 import os
+import pickle
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -152,6 +158,40 @@ def _gather(x: Tensor, counts: list[int]) -> Tensor:
 def is_first_process() -> bool:
     """Whether this is the process that writes files; known before a process group exists."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def from_first(name: str, work: Callable[[], Result]) -> Result:
+    """What ``work`` returns on rank 0, which alone does it. The others wait however long it takes: no collective is pending,
+    so none can time out, and signals are obeyed meanwhile.
+
+    Args:
+        name: Tells this call from others that may be under way.
+        work: Its result must pickle.
+
+    Raises:
+        RuntimeError: On the other ranks, where ``work`` failed.
+    """
+    if not _active():
+        return work()
+    store = dist.distributed_c10d._get_default_store()
+    if rank() == 0:
+        sent = b""  # what the others find where it failed
+        try:
+            result = work()
+            sent = pickle.dumps(result)
+        finally:
+            store.set(name, sent)  # pyright: ignore[reportArgumentType] - bytes are taken, too
+    else:
+        while not store.check([name]):
+            time.sleep(0.1)
+        sent = store.get(name)
+        if not sent:
+            raise RuntimeError(f"the first process failed at {name!r}: its own message says why")
+        result = pickle.loads(sent)
+    largest(0)  # returns when all have read it
+    if rank() == 0:
+        store.delete_key(name)
+    return result
 
 
 def largest(number: int) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from contrastneg import distributed, loading
 from contrastneg.batchnorm import convert_split_batch_norm
 from contrastneg.config import plain
-from contrastneg.data.module import TwoViews, by_stable_index
+from contrastneg.data.module import TwoViews
 from contrastneg.device import encoder_dtype
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
 from contrastneg.evaluate.features import encode_set
@@ -398,8 +398,11 @@ def refresh_stages(module: MoCo | SimCLR, encoder: nn.Module) -> None:
 
     @functools.cache
     def embeddings() -> Float[Tensor, "T D"]:
-        rows = unit(encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer)))
-        return by_stable_index(rows, data.sets["pretrain"].image_id, torch.nan)
+        rows, position = encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer))
+        image_id = data.sets["pretrain"].image_id
+        table = rows.new_full((int(image_id.max()) + 1, rows.shape[1]), torch.nan)
+        table[image_id[position]] = unit(rows)
+        return table
 
     module.pipeline.refresh(embeddings, clock_of(module), module.trainer.current_epoch)
 

@@ -111,17 +111,27 @@ class StreamedCrops(Dataset):
 
 
 class StreamedEvaluation(Dataset):
-    """position -> the uint8 evaluation crop of that image; runs in loader workers."""
+    """position -> the uint8 evaluation crop of that image; runs in loader workers.
 
-    def __init__(self, source: ImageSet, views: Views) -> None:
+    With ``skip_bad`` an image whose damage no scan had seen has position -1 and no picture: none can take its place.
+    """
+
+    def __init__(self, source: ImageSet, views: Views, skip_bad: bool = False) -> None:
         self.source = source
         self.views = views
+        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, position: int) -> tuple[int, Tensor]:
-        return position, eval_crop(self.source.read(position), self.views)
+        try:
+            return position, eval_crop(self.source.read(position), self.views)
+        except UnreadableImage as error:
+            if not self.skip_bad:
+                raise
+            log.warning("%s; it is left out of the scores", error)
+            return -1, torch.zeros(self.source.channels, self.views.size, self.views.size, dtype=torch.uint8)
 
 
 class TrainLoader:
@@ -183,7 +193,8 @@ class PretrainData(pl.LightningDataModule):
         workers: Loader processes in streaming mode; 0 decodes in the training process.
         seed: Seed of order, crops and colours.
         drop_last: Leave out the last, smaller batch of each epoch.
-        skip_bad_images: Replace images that turn out to be unreadable while streaming; else they end the run by name.
+        skip_bad_images: Replace images that turn out to be unreadable while streaming, and leave them out of evaluation;
+            else they end the run by name.
         channels_last: Memory format of the views that the encoder receives.
 
     Raises:
@@ -315,32 +326,41 @@ class PretrainData(pl.LightningDataModule):
         return known
 
     def feature_batches(
-        self, split: str, device: torch.device | str = "cpu"
+        self, split: str, device: torch.device | str = "cpu", only: Int64[Tensor, " n"] | None = None
     ) -> Iterator[tuple[Float[Tensor, "b C S S"], Int64[Tensor, " b"]]]:
-        """This rank's share of a set, prepared for evaluation: (images, positions)."""
+        """This rank's share of a set, prepared for evaluation: (images, positions), unreadable ones left out.
+
+        Args:
+            split: "pretrain", "train" (bank) or "test" (queries).
+            device: Where the images go.
+            only: Positions to give; None gives the whole set.
+        """
         source = self._labelled(split) if split != "pretrain" else self.sets["pretrain"]
         assert source is not None
-        positions = torch.arange(distributed.rank(), len(source), distributed.world_size())
+        wanted = torch.arange(len(source)) if only is None else only
+        positions = wanted[distributed.rank() :: distributed.world_size()]
         if self.loading == "memory" and source.uniform_size is not None:
             pixels = self.pixels(split, device)
             for part in positions.split(EVAL_BATCH):
                 yield self._formatted(eval_view(pixels[part.to(device)], self.views)), part
             return
         loader = DataLoader(
-            StreamedEvaluation(source, self.views),
+            StreamedEvaluation(source, self.views, self.skip_bad_images),
             batch_size=EVAL_BATCH if self.views.size <= 64 else 64,
             sampler=positions.tolist(),
             num_workers=self.workers,
         )
         for part, crops in loader:
-            yield self._formatted(eval_view(crops.to(device), self.views)), part
+            part, crops = part[part >= 0], crops[part >= 0]
+            if len(part):
+                yield self._formatted(eval_view(crops.to(device), self.views)), part
 
     def example_views(self, count: int) -> tuple[UInt8[Tensor, "n 3 S S"], UInt8[Tensor, "n 3 S S"]]:
         """Both views of some images, as pictures: what the encoder is asked to match."""
         source = self.sets["pretrain"]
         assert source is not None
         position = torch.randperm(len(source), generator=generator(self.seed, "examples"))[:count]
-        streamed = StreamedCrops(source, self.views, self.seed)
+        streamed = StreamedCrops(source, self.views, self.seed, self.skip_bad_images)
         crops = torch.stack([streamed[0, index][1] for index in position.tolist()])
         view1, view2 = finish_views(crops, self.views, generator(self.seed, "examples", "views"))
         return self._pictures(view1), self._pictures(view2)

@@ -32,6 +32,20 @@ class OpenedData:
     """What a reader of the scores must know."""
 
 
+@dataclass(frozen=True)
+class Usable:
+    """What a scan leaves of a set."""
+
+    images: ImageSet
+    """Those that can be read, as far as the scan can tell."""
+    lines: list[str]
+    """What was found, for the start card."""
+    notes: list[str]
+    """What was left out."""
+    decoded: bool
+    """Whether every image was decoded: then none can turn out to be unreadable later."""
+
+
 def open_data(config: Pretrain) -> OpenedData:
     """Open and scan every set that a run needs.
 
@@ -42,26 +56,23 @@ def open_data(config: Pretrain) -> OpenedData:
     full = opened(config, config.data, "train")
     bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
-    train, lines, scan_notes = usable(full, config)
-    if config.limit_images is not None:
-        whole, train = len(train), limit_images(train, config.limit_images, config.seed)
-        lines.append(f"limited to {len(train):,} images")
-        notes += limit_notes(train, whole, scored_on_it=bank is full)
+    found, loading = training_set(full, config, scored_on_it=bank is full)
+    train, lines, scan_notes = found.images, found.lines, found.notes
     if bank is full:
         bank = train
     elif bank is not None:
-        bank, more, bank_notes = usable(bank, config)
-        lines, scan_notes = lines + more, scan_notes + bank_notes
+        scanned = usable(bank, config, whole=loading == "memory")
+        bank, lines, scan_notes = scanned.images, lines + scanned.lines, scan_notes + scanned.notes
     if queries is not None and not must_part:
-        queries, more, query_notes = usable(queries, config)
-        lines, scan_notes = lines + more, scan_notes + query_notes
+        scanned = usable(queries, config, whole=loading == "memory")
+        queries, lines, scan_notes = scanned.images, lines + scanned.lines, scan_notes + scanned.notes
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
             f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "
             "all of them were pretrained on or may have been, so compare such scores with each other only"
         )
-    return OpenedData(train, bank, queries, loading_of(train, config), lines, [*full.notes, *scan_notes, *notes])
+    return OpenedData(train, bank, queries, loading, lines, [*full.notes, *scan_notes, *notes])
 
 
 def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
@@ -103,14 +114,29 @@ def with_labels(source: ImageSet) -> ImageSet:
     return source
 
 
-def usable(source: ImageSet, config: Pretrain) -> tuple[ImageSet, list[str], list[str]]:
-    """The images that can be read, what the scan says of the set, and what was left out."""
+def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
+    """The images to pretrain on, and where their pixels will be."""
+    found = usable(full, config, whole=config.loading == "memory")
+    train, lines, notes = found.images, found.lines, found.notes
+    if config.limit_images is not None:
+        train = limit_images(train, config.limit_images, config.seed)
+        lines = [*lines, f"limited to {len(train):,} images"]
+        notes = [*notes, *limit_notes(train, len(found.images), scored_on_it)]
+    loading = loading_of(train, config)
+    if loading == "memory" and not found.decoded:  # few of a set too large to be decoded whole
+        again = usable(train, config, whole=True)
+        train, notes = again.images, [*notes, *again.notes]
+    return Usable(train, lines, notes, found.decoded), loading
+
+
+def usable(source: ImageSet, config: Pretrain, whole: bool) -> Usable:
+    """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
-        return source, [f"{source.name} {source.split}: {len(source):,} images"], []
-    report = scan(source, config.on_bad_image)
+        return Usable(source, [f"{source.name} {source.split}: {len(source):,} images"], [], True)
+    report = scan(source, config.on_bad_image, whole=whole and config.on_bad_image == "skip")
     notes = [f"left out {name}: {why}" for name, why in report.bad]
     kept = source.subset(report.usable) if report.bad else source
-    return kept, report.lines(), notes
+    return Usable(kept, report.lines(), notes, report.decoded)
 
 
 def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:

@@ -77,7 +77,9 @@ class ScanReport:
         return f"{len(counts):,} {plural} of {each} pictures{unlabelled}"
 
 
-def scan(source: ImageSet, policy: str, progress: Callable[[int, int], None] | None = None) -> ScanReport:
+def scan(
+    source: ImageSet, policy: str, progress: Callable[[int, int], None] | None = None, *, whole: bool = False
+) -> ScanReport:
     """Check every picture of a set.
 
     Sets of up to about a billion pixels (20,000 pictures of 224 x 224, or a million of 32 x 32), estimated from a few
@@ -89,6 +91,7 @@ def scan(source: ImageSet, policy: str, progress: Callable[[int, int], None] | N
         source: The set to check.
         policy: "raise" refuses a set with any bad picture; "skip" reports them and goes on with the others.
         progress: Called with (pictures done, pictures in all) as work goes on.
+        whole: Decode every picture, however many there are.
 
     Raises:
         UnusableImages: Pictures are bad and the policy is "raise", or none is usable.
@@ -96,7 +99,7 @@ def scan(source: ImageSet, policy: str, progress: Callable[[int, int], None] | N
     """
     if policy not in ("raise", "skip"):
         raise ValueError(f"on_bad_image is {policy!r}: choose raise or skip")
-    decode = source.pixels is None and _estimated_pixels(source) <= DECODED_PIXELS
+    decode = source.pixels is None and (whole or _estimated_pixels(source) <= DECODED_PIXELS)
     sizes = torch.zeros(len(source), 2, dtype=torch.int64)  # (0, 0) where unusable
     reasons: dict[int, UnreadableImage] = {}
 

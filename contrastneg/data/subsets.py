@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from contrastneg.data.address import AddressError
 from contrastneg.data.imageset import ImageSet
@@ -31,14 +33,24 @@ def limit_images(source: ImageSet, count: int, seed: int = 0) -> ImageSet:
         return source
     order = torch.randperm(len(source), generator=generator(seed, "limit_images"))
     if source.labels is not None:
-        shuffled = source.labels[order]
-        by_class = shuffled.argsort(stable=True)  # classes together, each in its random order
-        counts = shuffled.unique(return_counts=True)[1]
-        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        turn = torch.empty_like(by_class)
-        turn[by_class] = torch.arange(len(order)) - starts  # in which round each picture is given
-        order = order[turn.argsort(stable=True)]
+        order = in_turns(order, source.labels)
     return source.subset(order[:count].sort().values)
+
+
+def in_turns(order: Int64[Tensor, " n"], labels: Int64[Tensor, " N"]) -> Int64[Tensor, " n"]:
+    """Positions in the order in which classes that take turns give theirs: any first part has as many of each as possible.
+
+    Args:
+        order: Positions; each class gives its own in this order.
+        labels: Class of every position.
+    """
+    shuffled = labels[order]
+    by_class = shuffled.argsort(stable=True)  # classes together, each in its own order
+    counts = shuffled.unique(return_counts=True)[1]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    turn = torch.empty_like(by_class)
+    turn[by_class] = torch.arange(len(order)) - starts  # in which round each picture is given
+    return order[turn.argsort(stable=True)]
 
 
 def map_classes(source: ImageSet, classes: list[str]) -> ImageSet:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,34 +17,50 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images and their labels, on the CPU, in the order of the set."""
+    """Features of N images and their labels, on the CPU, in the order of the set; images that cannot be read have no row."""
 
     x: Float[Tensor, "N F"]
     """Features, float32."""
     labels: Int64[Tensor, " N"]
     """Labels, -1 where unknown."""
+    position: Int64[Tensor, " N"] | None = None
+    """Position of each row in the set; None where there is no set."""
 
-    def shifted(self, delta: Float[Tensor, " F"]) -> "Features":
-        """The same with ``delta`` added to every row."""
-        return replace(self, x=self.x + delta)
+    def only(self, positions: Int64[Tensor, " n"]) -> "Features":
+        """The rows of some positions of the set; no copy where that is all."""
+        assert self.position is not None
+        kept = torch.isin(self.position, positions)
+        return self if kept.all() else Features(self.x[kept], self.labels[kept], self.position[kept])
 
 
 def extract(
-    encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
+    encoder: nn.Module,
+    data: PretrainData,
+    split: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    only: Int64[Tensor, " n"] | None = None,
 ) -> Features:
     """Features and labels of the ``train`` (bank) or ``test`` (queries) images; see :func:`encode_set`."""
-    return Features(encode_set(encoder, data, split, device, dtype), data.labels(split))
+    x, position = encode_set(encoder, data, split, device, dtype, only)
+    return Features(x, data.labels(split)[position], position)
 
 
 @torch.no_grad()
 def encode_set(
-    encoder: nn.Module, data: PretrainData, split: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "N F"]:
-    """Features of a whole set under the evaluation transform, on the CPU, in the order of the set.
+    encoder: nn.Module,
+    data: PretrainData,
+    split: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    only: Int64[Tensor, " n"] | None = None,
+) -> tuple[Float[Tensor, "N F"], Int64[Tensor, " N"]]:
+    """Features and positions of a set's readable images under the evaluation transform, on the CPU, in order.
 
     The encoder is in evaluation mode while it works and every part of it is put back into the mode it was in; statistics,
     counters and random generators are not touched. Under data parallelism each rank does its share with the batch-norm
-    statistics of rank 0, and every rank gets all rows.
+    statistics of rank 0, and every rank gets all rows. Images that turn out to be unreadable are left out, where the data
+    allow it.
 
     Args:
         encoder: (B, C, S, S) to (B, F).
@@ -52,17 +68,19 @@ def encode_set(
         split: "pretrain", "train" or "test".
         device: Where the encoder is.
         dtype: Arithmetic of the encoder: half precisions through autocast, float64 as it is.
+        only: Positions of the images; None takes all.
     """
     rows, positions = [], []
     with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
-        for images, position in data.feature_batches(split, device):
+        for images, position in data.feature_batches(split, device, only):
             rows.append(encoder(images.double() if dtype == torch.float64 else images).float())
             positions.append(position)
     width = distributed.largest(rows[0].shape[1] if rows else 0)  # a rank without images learns the width from others
     own = torch.cat([torch.empty(0, width, device=device), *rows])
     order = torch.cat([torch.empty(0, dtype=torch.long), *positions]).to(device)
     x, position = distributed.all_gather(own).cpu(), distributed.all_gather(order).cpu()
-    return x[position.argsort()]
+    order = position.argsort()
+    return x[order], position[order]
 
 
 def finite_rows(x: Float[Tensor, "N F"]) -> Bool[Tensor, " N"]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from contrastneg import distributed
 from contrastneg.config import Pretrain
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.module import PretrainData
+from contrastneg.data.subsets import in_turns
 from contrastneg.data.views import eval_crop
 from contrastneg.evaluate.features import Features, extract
 from contrastneg.evaluate.knn import knn_score
@@ -22,6 +24,7 @@ from contrastneg.evaluate.linear import linear_score
 from contrastneg.randomness import generator
 
 PIXEL_SIDE = 32  # larger pictures are shrunk to this side for the raw-pixel baseline
+MOST_FITTED = 100_000  # images that a linear fit learns from: 1.2 GB of raw pixels
 VIEW_PAIRS = 12
 NEIGHBOUR_ROWS = 12
 NEIGHBOURS = 6
@@ -78,23 +81,52 @@ def final_scores(
         "published weights" if starts_trained(config) else "untrained encoder": untrained,
         "raw pixels": RawPixels(),
     }
-    rows, notes, kept = [], [], None
+    fitted, notes = bank_of_fits(data.labels("train"), config.seed)
+    rows, seen = [], None
     for name, encoder in encoders.items():
-        say(f"scoring the {name}: {len(data.labels('train')):,} images answer, {len(data.labels('test')):,} are asked")
+        only = fitted if name == "raw pixels" else None
+        answering, asked = len(data.labels("train") if only is None else only), len(data.labels("test"))
+        say(f"scoring the {name}: {answering:,} images answer, {asked:,} are asked")
         encoder.to(device)
-        bank = extract(encoder, data, "train", device, dtype)
+        bank = extract(encoder, data, "train", device, dtype, only)
         queries = extract(encoder, data, "test", device, dtype)
+        if seen is None:
+            seen = pictures(data, bank, queries, seed=config.seed)
+            notes += unread_notes(data, bank, queries)
         if name == "raw pixels":
-            bank, queries = centred(bank, queries)
-        kept = kept or (bank, queries)
-        row, told = scores(bank, queries, data.num_classes, config)
+            centre(bank, queries)
+        row, told = scores(name, bank, queries, fitted, data.num_classes, config)
         rows.append({"features": name, **row})
         notes += [note for note in told if note not in notes]
-    assert kept is not None
+        del bank, queries  # before the next ones are made: they may take gigabytes
+    assert seen is not None
     if rows[0]["knn_top1"] <= rows[1]["knn_top1"]:
         before = "than the weights it started from" if starts_trained(config) else "than the untrained one"
         notes.append(f"the pretrained encoder is not better {before}: train longer, or look for a fault")
-    return rows, notes, pictures(data, *kept, seed=config.seed)
+    return rows, notes, seen
+
+
+def bank_of_fits(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor, " n"], list[str]]:
+    """Positions of the labelled images that linear fits and raw pixels are limited to, and a note where these are not all."""
+    labelled = (labels >= 0).nonzero().flatten()
+    if len(labelled) <= MOST_FITTED:
+        return labelled, []
+    order = labelled[torch.randperm(len(labelled), generator=generator(seed, "bank_of_fits"))]
+    note = (
+        f"linear fits learn from {MOST_FITTED:,} of the {len(labelled):,} labelled images of the bank, drawn with as many of "
+        "each class as possible; the neighbours of raw pixels are searched among the same"
+    )
+    return in_turns(order, labels)[:MOST_FITTED].sort().values, [note]
+
+
+def unread_notes(data: PretrainData, bank: Features, queries: Features) -> list[str]:
+    """How many images have no features because they could not be read."""
+    counts = (("images of the bank", data.labels("train"), bank), ("test images", data.labels("test"), queries))
+    return [
+        f"{len(labels) - len(found.x):,} of {len(labels):,} {name} could not be read and are left out"
+        for name, labels, found in counts
+        if len(found.x) < len(labels)
+    ]
 
 
 def starts_trained(config: Pretrain) -> bool:
@@ -102,16 +134,20 @@ def starts_trained(config: Pretrain) -> bool:
     return bool(config.method.hparams["backbone"]["pretrained"])
 
 
-def centred(bank: Features, queries: Features) -> tuple[Features, Features]:
-    """Both sets minus the mean of the bank: cosines of raw pixels are otherwise all near 1."""
+def centre(bank: Features, queries: Features) -> None:
+    """Subtract the mean of the bank from both sets, in place: cosines of raw pixels are otherwise all near 1."""
     mean = bank.x.mean(dim=0)
-    return bank.shifted(-mean), queries.shifted(-mean)
+    bank.x.sub_(mean)
+    queries.x.sub_(mean)
 
 
 def scores(
-    bank: Features, queries: Features, num_classes: int, config: Pretrain
+    name: str, bank: Features, queries: Features, fitted: Int64[Tensor, " n"], num_classes: int, config: Pretrain
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """kNN and linear scores of one kind of features, in percent to a thousandth, and what must be known about them."""
+    """kNN and linear scores of one kind of features, in percent to a thousandth, and what must be known about them.
+
+    All ranks share the search for neighbours; the linear fit, which cannot be shared, is the first one's alone.
+    """
     knn = knn_score(
         bank,
         queries,
@@ -120,7 +156,10 @@ def scores(
         num_classes=num_classes,
         across_ranks=True,
     )
-    linear = linear_score(bank, queries, num_classes=num_classes, seed=config.seed)
+    linear = distributed.from_first(
+        f"linear score of the {name}",
+        lambda: linear_score(bank.only(fitted), queries, num_classes=num_classes, seed=config.seed),
+    )
     row = {
         "knn_top1": round(100 * knn.top1, 3),
         **({} if knn.top5 is None else {"knn_top5": round(100 * knn.top5, 3)}),
@@ -136,21 +175,22 @@ def pictures(data: PretrainData, bank: Features, queries: Features, seed: int) -
     """Pairs of views of some training images; some test images with their nearest neighbours in the bank."""
     draw = generator(seed, "pictures")
     view1, view2 = data.example_views(VIEW_PAIRS)
-    asked = torch.randperm(len(queries.x), generator=draw)[:NEIGHBOUR_ROWS]
-    similarity = F.normalize(queries.x[asked], dim=1) @ F.normalize(bank.x, dim=1).T
+    rows = torch.randperm(len(queries.x), generator=draw)[:NEIGHBOUR_ROWS]
+    lengths = torch.linalg.vector_norm(bank.x, dim=1).clamp(min=1e-12)  # a normalised copy would take much memory
+    similarity = F.normalize(queries.x[rows], dim=1) @ bank.x.T / lengths
     nearest = similarity.topk(min(NEIGHBOURS, len(bank.x)), dim=1)
     train, test = data.sets["train"], data.sets["test"]
-    assert train is not None and test is not None
-    rows = [shown(train, data, positions) for positions in nearest.indices]
+    assert train is not None and test is not None and bank.position is not None and queries.position is not None
+    neighbours = [shown(train, data, positions) for positions in bank.position[nearest.indices]]
     return Pictures(
         {
             "view1": view1.numpy(),
             "view2": view2.numpy(),
-            "neighbour_query": shown(test, data, asked).numpy(),
-            "neighbour": torch.stack(rows).numpy(),
+            "neighbour_query": shown(test, data, queries.position[rows]).numpy(),
+            "neighbour": torch.stack(neighbours).numpy(),
             "neighbour_similarity": nearest.values.numpy(),
-            "query_label": data.labels("test")[asked].numpy(),
-            "neighbour_label": data.labels("train")[nearest.indices].numpy(),
+            "query_label": queries.labels[rows].numpy(),
+            "neighbour_label": bank.labels[nearest.indices].numpy(),
             "class_names": np.array(data.classes),
         }
     )

@@ -61,12 +61,13 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
     )
     if not learned.any() or not answered.any():
         return LinearScore(0.0, STRENGTHS[1], notes)
-    x, y = bank.x[learned], bank.labels[learned]
+    x, y = bank.x[learned], bank.labels[learned]  # copies, by the mask: they may be standardised in place
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
-    x = (x - mean) / deviation
+    x.sub_(mean).div_(deviation)
     strength = choose_strength(x, y, num_classes, seed)
     weight = fit(x, y, num_classes, strength)
-    right = hits(weight, (queries.x[answered] - mean) / deviation, queries.labels[answered])
+    del x
+    right = hits(weight, queries.x[answered].sub_(mean).div_(deviation), queries.labels[answered])
     return LinearScore(right * int(answered.sum()) / int(asked.sum()), strength, notes)
 
 

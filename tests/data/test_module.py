@@ -141,6 +141,43 @@ def test_an_image_that_breaks_while_streaming_ends_the_run_by_name_or_is_replace
     assert "05.png" in caplog.text
 
 
+@pytest.fixture
+def breaking(tmp_path):
+    """A set of 16 images of which one breaks after it was opened."""
+    from PIL import Image
+
+    from contrastneg.data.sources import open_source
+
+    for i in range(16):
+        (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i % 2}" / f"{i:02}.png")
+    source = open_source(str(tmp_path))
+    (tmp_path / "0" / "04.png").write_bytes(b"broken after the scan")
+    return source
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.filterwarnings("ignore:.*fork.*"))])
+def test_an_image_that_breaks_before_an_evaluation_ends_the_run_by_name_or_is_left_out(breaking, workers):
+    from contrastneg.data.sources import UnreadableImage
+
+    with pytest.raises(UnreadableImage, match=r"04\.png"):
+        list(data_of(breaking, loading="stream").feature_batches("test"))
+    parts = list(data_of(breaking, loading="stream", workers=workers, skip_bad_images=True).feature_batches("test"))
+    assert torch.cat([position for _, position in parts]).tolist() == [i for i in range(16) if i != 2]
+    assert sum(len(images) for images, _ in parts) == 15
+    alone = data_of(breaking.subset(torch.tensor([2])), loading="stream", skip_bad_images=True)
+    assert list(alone.feature_batches("test")) == []
+
+
+def test_an_image_that_breaks_before_the_example_views_is_replaced_or_named(breaking):
+    from contrastneg.data.sources import UnreadableImage
+
+    with pytest.raises(UnreadableImage, match=r"04\.png"):
+        data_of(breaking, loading="stream").example_views(16)
+    view1, _ = data_of(breaking, loading="stream", skip_bad_images=True).example_views(16)
+    assert len(view1) == 16
+
+
 def test_example_views_are_pictures_of_the_views(pictures):
     view1, view2 = data_of(pictures).example_views(5)
     assert view1.shape == view2.shape == (5, 3, 16, 16)

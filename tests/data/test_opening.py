@@ -47,6 +47,25 @@ def test_a_limited_set_or_one_with_bad_images_is_parted_all_the_same(tmp_path):
     assert not set(sets.bank.image_id.tolist()) & set(sets.queries.image_id.tolist())
 
 
+@pytest.mark.parametrize("options", [["--loading", "memory"], ["--limit-images", 39]])
+def test_images_that_will_be_in_memory_are_decoded_where_bad_ones_are_to_be_skipped(tmp_path, monkeypatch, options):
+    from contrastneg.data import scan
+
+    monkeypatch.setattr(scan, "DECODED_PIXELS", 0)  # as of a large set: headers only
+    for name in "ab":
+        paint(tmp_path / name, 20, side=40)
+        file = tmp_path / name / "3.png"
+        data = bytearray(file.read_bytes())
+        data[60:90] = bytes(30)  # damage between a good header and a good end
+        file.write_bytes(data)
+    sets = opened(tmp_path, "--on-bad-image", "skip", *options)
+    assert sets.loading == "memory"
+    held = {int(index) for part in (sets.train, sets.bank, sets.queries) for index in part.image_id}
+    assert not held & {i for i in range(40) if sets.train.reader.name_of(i).endswith("/3.png")}
+    assert len(sets.train.load()) == len(sets.train) >= 37
+    assert any("left out" in note and "3.png" in note for note in sets.notes)
+
+
 def test_without_labels_nothing_is_scored_unless_another_set_is_given(tmp_path):
     paint(tmp_path / "flat", 12)
     for split in ("train", "val"):

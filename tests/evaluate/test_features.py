@@ -50,6 +50,19 @@ def test_features_are_those_of_the_encoder_in_evaluation_in_the_order_of_the_set
     assert torch.equal(found.labels, data.labels("test"))
 
 
+def test_some_positions_give_the_rows_that_the_whole_set_has_there(data, encoder):
+    from contrastneg.evaluate.features import extract
+
+    some = torch.tensor([1, 4, 5, 22])
+    whole = extract(encoder, data, "train", torch.device("cpu"))
+    part = extract(encoder, data, "train", torch.device("cpu"), only=some)
+    for rows in (part, whole.only(some)):
+        assert_close(rows.x, whole.x[some])
+        assert rows.labels.tolist() == data.labels("train")[some].tolist()
+        assert rows.position.tolist() == some.tolist()
+    assert whole.only(torch.arange(23)) is whole
+
+
 def test_two_ranks_shares_make_the_whole_without_duplicates(data, encoder, monkeypatch):
     from contrastneg import distributed
     from contrastneg.evaluate.features import extract
@@ -91,11 +104,17 @@ pictures = in_memory_set(pixels, torch.arange(23) % 3, name="pictures")
 one = in_memory_set(pixels[:1], torch.zeros(1, dtype=torch.long), name="one")
 torch.manual_seed(0)
 encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+from contrastneg.data.sources import open_source
+folder = open_source(sys.argv[4])
+next(iter(__import__("pathlib").Path(sys.argv[4]).glob("*/04.png"))).write_bytes(b"broken after it was listed")
 def result():
+    broken = PretrainData(folder, Views(size=16), folder, folder, loading="stream", skip_bad_images=True)
+    some = extract(encoder, broken, "train", torch.device("cpu"))
     data = PretrainData(pictures, Views(size=16), pictures, one, batch_size=8)
     bank, query = (extract(encoder, data, split, torch.device("cpu")) for split in ("train", "test"))
     score = knn_score(bank, bank, k=3, temperature=0.1, num_classes=3, across_ranks=True)
-    return {"bank": bank.x, "labels": bank.labels, "one": query.x, "top1": score.top1}
+    parts = {"some": some.x, "some_labels": some.labels, "some_position": some.position}
+    return {**parts, "bank": bank.x, "labels": bank.labels, "one": query.x, "top1": score.top1}
 whole = result()
 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 encoder[1].running_mean += rank  # statistics drift apart on two ranks; those of rank 0 count
@@ -113,14 +132,23 @@ torch.save({"whole": whole, "shared": shared, "probe": probe.layer.state_dict(),
 """
 
 
-def test_two_processes_get_what_one_gets_also_where_one_has_no_image(tmp_path):
+def test_two_processes_get_what_one_gets_also_where_one_has_no_image_and_where_one_image_breaks(tmp_path):
     import subprocess
     import sys
 
+    from PIL import Image
+
+    for i in range(7):
+        (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(tmp_path / "set" / "ab"[i % 2] / f"{i:02}.png")
     store = (tmp_path / "store").as_uri()
     command = [sys.executable, "-c", RANKS]
     processes = [
-        subprocess.Popen([*command, str(rank), store, str(tmp_path / f"{rank}.pt")], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), store, str(tmp_path / f"{rank}.pt"), str(tmp_path / "set")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     for process in processes:
@@ -129,6 +157,8 @@ def test_two_processes_get_what_one_gets_also_where_one_has_no_image(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for found in (first, second):
         assert_close(found["shared"], first["whole"])
+        assert found["shared"]["some_position"].tolist() == [0, 1, 3, 4, 5, 6]  # a: 00 02 04 06, b: 01 03 05
+        assert found["shared"]["some_labels"].tolist() == [0, 0, 0, 1, 1, 1]
         assert_close(found["own"], torch.zeros(4))  # each rank has its own statistics back
         assert_close(found["probe"], first["alone"])
     assert all(torch.equal(tensor, second["probe"][name]) for name, tensor in first["probe"].items())

@@ -80,6 +80,147 @@ def test_weights_that_were_published_are_not_called_untrained(data):
     assert any("not better than the weights it started from" in note for note in notes)
 
 
+def test_images_that_break_are_left_out_counted_and_never_shown(tmp_path):
+    from PIL import Image
+
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.sources import UnreadableImage, open_source
+    from contrastneg.data.views import Views
+    from contrastneg.evaluate.features import extract
+    from contrastneg.evaluate.final import pictures
+
+    for i in range(40):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (6 * i, 0, 200 * (i % 2))).save(tmp_path / "ab"[i % 2] / f"{i:02}.png")
+    source = open_source(str(tmp_path))
+    for i in (0, 10, 21):
+        (tmp_path / "ab"[i % 2] / f"{i:02}.png").write_bytes(b"broken after the scan")
+    whole, skipping = (
+        PretrainData(source, Views(size=8), source, source, loading="stream", skip_bad_images=skip)
+        for skip in (False, True)
+    )
+    with pytest.raises(UnreadableImage, match=r"00\.png"):
+        scored(settings(), Known(), Blind(), whole)
+    rows, notes, _ = scored(settings(), Known(), Blind(), skipping)
+    assert rows[0]["knn_top1"] == rows[2]["knn_top1"] == 100.0
+    assert "3 of 40 images of the bank could not be read and are left out" in notes
+    assert "3 of 40 test images could not be read and are left out" in notes
+    found = extract(Known(), skipping, "train", torch.device("cpu"))
+    assert found.labels.tolist() == source.labels[found.position].tolist()
+    assert len(pictures(skipping, found, found, seed=0).arrays["neighbour"]) == 12
+
+
+def noting(score, banks):
+    """The same score; the banks that it is given are kept."""
+
+    def noted(bank, *rest, **options):
+        banks.append(bank)
+        return score(bank, *rest, **options)
+
+    return noted
+
+
+def test_a_large_bank_is_cut_for_linear_fits_and_raw_pixels_evenly_and_by_seed(data, monkeypatch):
+    from contrastneg.evaluate import final
+
+    assert final.MOST_FITTED >= 50_000  # CIFAR-10 stays whole
+    monkeypatch.setattr(final, "MOST_FITTED", 50)
+    banks = {"knn_score": [], "linear_score": []}
+    for name, seen in banks.items():
+        monkeypatch.setattr(final, name, noting(getattr(final, name), seen))
+    _, notes, said = scored(settings(), Known(), Blind(), data)
+    assert [len(bank.x) for bank in banks["knn_score"]] == [200, 200, 50]
+    assert [len(bank.x) for bank in banks["linear_score"]] == [50, 50, 50]
+    drawn = [bank.position.tolist() for bank in banks["linear_score"]]
+    assert drawn[0] == drawn[1] == drawn[2]
+    available = data.labels("train").bincount(minlength=16)
+    each = banks["linear_score"][0].labels.bincount(minlength=16)
+    assert (each >= available.clamp(max=each.max() - 1)).all()  # a class has fewer only where it had no more
+    assert sum("linear fits learn from 50 of the 200 labelled images of the bank" in note for note in notes) == 1
+    assert "scoring the raw pixels: 50 images answer, 200 are asked" in said
+    scored(settings(seed=1), Known(), Blind(), data)
+    assert banks["linear_score"][3].position.tolist() != drawn[0]
+
+
+def test_a_bank_that_is_not_large_is_used_whole_and_nothing_is_said(data, monkeypatch):
+    from contrastneg.evaluate import final
+
+    monkeypatch.setattr(final, "MOST_FITTED", 200)
+    rows, notes, said = scored(settings(), Known(), Blind(), data)
+    assert not any("linear fits learn" in note for note in notes)
+    assert "scoring the raw pixels: 200 images answer, 200 are asked" in said
+    assert rows[2]["knn_top1"] == 100.0  # each finds itself
+
+
+RANKS = """
+import datetime, sys, time, torch, torch.distributed as dist
+import contrastneg as cn
+from contrastneg import distributed
+from contrastneg.data.module import PretrainData
+from contrastneg.data.imageset import in_memory_set
+from contrastneg.data.views import Views
+from contrastneg.evaluate import final
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+draw = torch.Generator().manual_seed(0)
+pixels = torch.randint(0, 256, (100, 3, 16, 16), generator=draw, dtype=torch.uint8)
+pictures = in_memory_set(pixels, torch.arange(100) % 7, name="pictures")
+class Known(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+config = cn.Pretrain(method=cn.SimCLR(cn.Backbone(name="resnet9", width=0.125)), data="shapes", knn_k=1)
+fits, original = [], final.linear_score
+def watched(*banks, **options):
+    fits.append(len(banks[0].x))
+    time.sleep(pause if len(fits) == 1 else 0)
+    return original(*banks, **options)
+final.linear_score, final.MOST_FITTED = watched, 60
+def rows():
+    data = PretrainData(pictures, Views(size=16), pictures, pictures, batch_size=8)
+    return final.final_scores(config, Known(), Known(), data, torch.device("cpu"), torch.float32)[0]
+pause = 0
+alone = rows()
+fits.clear()
+limit = datetime.timedelta(seconds=6)
+dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=limit)
+pause = 7  # longer than a collective may wait
+shared = rows()
+def fail():
+    raise ValueError("no fit")
+try:
+    distributed.from_first("fails", fail)
+    failed = ""
+except (ValueError, RuntimeError) as error:
+    failed = str(error)
+torch.save({"alone": alone, "shared": shared, "fits": fits, "failed": failed}, out)
+"""
+
+
+def test_of_two_processes_the_first_fits_alone_and_both_get_its_rows(tmp_path):
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        store = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(rank), store, str(tmp_path / f"{rank}.pt")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert (first["fits"], second["fits"]) == ([60] * 3, [])
+    assert first["alone"] == first["shared"] == second["shared"]
+    assert first["failed"] == "no fit"
+    assert "the first process failed at 'fails'" in second["failed"]
+
+
 def test_features_that_are_not_finite_are_told_beside_the_scores(data):
     class Broken(Known):
         def forward(self, images):

@@ -16,7 +16,11 @@ def blobs(n, noise, seed, classes=5, width=12):
 def test_separable_classes_are_all_found():
     from contrastneg.evaluate.linear import linear_score
 
-    assert linear_score(blobs(500, 0.05, 1), blobs(200, 0.05, 2), num_classes=5, seed=0).top1 == 1.0
+    train, test = blobs(500, 0.05, 1), blobs(200, 0.05, 2)
+    given = train.x.clone(), test.x.clone()
+    assert linear_score(train, test, num_classes=5, seed=0).top1 == 1.0
+    assert torch.equal(train.x, given[0])  # only copies are standardised in place
+    assert torch.equal(test.x, given[1])
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-2])
