@@ -146,6 +146,16 @@ def test_settings_of_the_trainer_work_together(tmp_path, folder, options):
     assert run(folder, *MOCO, *SMALL, *options, "--epochs", 2, "--knn_k", 3, "--run", tmp_path / "run") == 0
 
 
+def test_micro_batches_do_not_change_the_loss_of_an_epoch(tmp_path, folder):
+    arguments = ["--method.optimizer.lr", 1e-12, "--epochs", 1, "--knn_every", 0, "--final_scores", "false"]
+    losses = []
+    for accumulate in (1, 3):
+        assert run(folder, *SMALL, *arguments, "--accumulate", accumulate, "--run", tmp_path / str(accumulate)) == 0
+        losses.append(float(metrics_of(tmp_path / str(accumulate))[-1]["epoch/loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 1
+
+
 def test_two_deterministic_runs_with_all_scores_are_equal_and_nothing_aborts(tmp_path, folder):
     try:
         for name in ("a", "b"):
