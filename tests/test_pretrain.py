@@ -364,3 +364,40 @@ def test_torchrun_ends_with_one_line_and_status_2_where_the_run_folder_is_in_use
     assert f"contrastneg: run folder {tmp_path} exists already" in errors
     assert re.search(r"rank\s*: 0 .*\n\s*exitcode\s*: 2 ", errors)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_processes_stopped_within_an_epoch_and_resumed_report_what_unbroken_ones_do(tmp_path):
+    arguments = [
+        "shapes",
+        *MOCO,
+        *SMALL,
+        "--devices",
+        2,
+        "--epochs",
+        2,
+        "--drop_last",
+        "false",
+        "--checkpoint-every",
+        2,
+    ]
+    arguments += ["--limit-images", 205, "--final_scores", "false"]  # 12 whole steps, and one of 7 and 6 images
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(*arguments, "--run", whole)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    process = start(*arguments, "--run", broken)
+    wait_for_newer(broken / "checkpoints" / "last.ckpt", 0, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors
+    state = torch.load(broken / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    assert 0 < state["global_step"] < 13
+    process = start("--resume", broken)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert metrics_of(broken) == metrics_of(whole)
+    epochs = [row for row in metrics_of(whole) if row["epoch/loss"]]
+    assert [int(row["step"]) for row in epochs] == [12, 25]
+    assert all(row[name] for row in epochs for name in ("epoch/accuracy", "probe/accuracy", "knn/top1"))
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, broken)]
+    assert differences(*states) == []
