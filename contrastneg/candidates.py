@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
+from contrastneg.methods import is_logged
 
 
 def own_share(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> float:
@@ -39,7 +40,9 @@ def same_class_share(
 
 
 class CandidateShares(Callback):
-    """Logs the state of the candidates that the coming step will see, at every logged step.
+    """Logs the state of the candidates that the coming step will see, over all ranks, at every step that is logged.
+
+    Also before the last step of each epoch, for the line that ends the epoch.
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for this statistic only.
@@ -48,19 +51,14 @@ class CandidateShares(Callback):
     def __init__(self, label_table: Int64[Tensor, " T"] | None = None) -> None:
         self.label_table = label_table
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TwoViews, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TwoViews, batch_idx: int) -> None:
         """Look at the queue before the step changes it, or at the batch where there is no queue."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx % every and batch_idx + 1 < trainer.num_training_batches:
+        if not is_logged(trainer) and batch_idx + 1 < trainer.num_training_batches:
             return
-        query_id = batch.image_id.cpu()
+        query_id = distributed.all_gather(batch.image_id).cpu()
         queue: Any = getattr(pl_module, "queue", None)
-        if queue is None:
-            key_id = distributed.all_gather(batch.image_id).cpu()
-        else:
-            key_id = queue.filled_keys()[1].cpu()
+        key_id = query_id if queue is None else queue.filled_keys()[1].cpu()
+        if queue is not None:
             pl_module.log("candidates/queue_fill", len(key_id) / len(queue.keys))
             if len(key_id):
                 pl_module.log("candidates/own", own_share(query_id, key_id))

@@ -74,21 +74,33 @@ def score_table(rows: Sequence[dict[str, Any]], queries: int) -> Table:
     return table
 
 
+METERED = ("loss", "accuracy", "empty")
+
+
 class EpochMeter:
-    """Sums of an epoch so far; plain numbers, so that a resumed epoch reports what the unbroken one would."""
+    """This rank's epoch so far, as plain sums and counts: a resumed epoch reports what the unbroken one would."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+    def __init__(self, numbers: Sequence[float] = (0.0,) * 2 * len(METERED)) -> None:
+        self.numbers = list(numbers)  # the sums, then the counts
 
-    def add(self, name: str, value: float, count: int) -> None:
-        """Add ``count`` observations whose mean is ``value``."""
-        self.sums[name] = self.sums.get(name, 0.0) + value * count
-        self.counts[name] = self.counts.get(name, 0) + count
+    def add(self, sums: Sequence[float], counts: Sequence[float]) -> None:
+        """Add observations: for each metered name their sum and their number."""
+        self.numbers = [old + new for old, new in zip(self.numbers, [*sums, *counts], strict=True)]
 
     def means(self) -> dict[str, float]:
-        """Mean of each name."""
-        return {name: total / max(1, self.counts[name]) for name, total in self.sums.items()}
+        """Mean of each name over this rank's observations."""
+        return means_of([self.numbers])
+
+    def global_means(self) -> dict[str, float]:
+        """Mean of each name over all ranks' observations; all ranks must ask."""
+        return means_of(distributed.collect(self.numbers))
+
+
+def means_of(collected: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean of each metered name from the ranks' sums and counts."""
+    totals = [sum(numbers) for numbers in zip(*collected, strict=True)]
+    sums, counts = totals[: len(METERED)], totals[len(METERED) :]
+    return {name: total / max(1, count) for name, total, count in zip(METERED, sums, counts, strict=True)}
 
 
 class RunProgress(Callback):
@@ -110,23 +122,22 @@ class RunProgress(Callback):
         self.meter = EpochMeter()
         self._resumed_from = (0.0, 0)
         self._started: float | None = None
-        self._pending: list[tuple[list[Tensor], int]] = []
+        self._pending: list[Tensor] = []
         self._bar: Progress | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock and the epoch so far."""
+        """The clock and the epoch so far on every rank; asked for on all of them, as Lightning does for a checkpoint."""
         self._settle()
         return {
             "seconds": self.training_seconds(),
             "images": self.images,
-            "sums": dict(self.meter.sums),
-            "counts": dict(self.meter.counts),
+            "meter": distributed.collect(self.meter.numbers),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the clock and the epoch."""
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
-        self.meter.sums, self.meter.counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+        self.meter = EpochMeter(distributed.own_part(state_dict["meter"]))
         self._resumed_from = (self.seconds, self.images)
 
     def training_seconds(self) -> float:
@@ -166,10 +177,8 @@ class RunProgress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the step; numbers are read from the device only every 10 steps."""
-        count = len(outputs["image_id"])
-        self.images += count * trainer.world_size
-        numbers = [outputs[name].detach() for name in ("loss", "hits", "contrasted", "queries")]
-        self._pending.append((numbers, count))
+        self.images += len(outputs["image_id"]) * trainer.world_size
+        self._pending.append(outputs["sums"])
         if len(self._pending) >= 10:
             self._settle()
         if self._bar is not None:
@@ -177,11 +186,9 @@ class RunProgress(Callback):
 
     def _settle(self) -> None:
         """Move pending device numbers into the meter."""
-        for numbers, count in self._pending:
-            loss, hits, contrasted, queries = (number.item() for number in numbers)
-            self.meter.add("loss", loss, count)
-            self.meter.add("accuracy", hits / max(1, contrasted), int(contrasted))
-            self.meter.add("empty", 1 - contrasted / queries, int(queries))
+        for sums in self._pending:
+            loss, queries, hits, contrasted = sums.tolist()
+            self.meter.add((loss, hits, queries - contrasted), (queries, contrasted, queries))
         self._pending.clear()
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -192,7 +199,7 @@ class RunProgress(Callback):
                 completed=trainer.global_step,
                 epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
                 speed=self.images_per_second(),
-                loss=self.meter.means().get("loss", float("nan")),
+                loss=self.meter.means()["loss"] if any(self.meter.numbers) else float("nan"),
             )
         except OSError:
             self.show_bar, self._bar = False, None
@@ -201,7 +208,7 @@ class RunProgress(Callback):
         """Stop the clock; first in the list of callbacks, so that evaluation is not counted."""
         self._settle()
         self.pause()
-        means = {name: distributed.mean(value) for name, value in self.meter.means().items()}
+        means = self.meter.global_means()
         metrics = {
             "epoch/loss": means["loss"],
             "epoch/accuracy": means["accuracy"],

@@ -7,7 +7,7 @@ plus :func:`row_offset`. Every function here must be called on all ranks, in the
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -199,9 +199,45 @@ def largest(number: int) -> int:
     return int(_reduced(number, dist.ReduceOp.MAX))
 
 
+def total(numbers: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The ranks' sum of each number, without gradient.
+
+    Args:
+        numbers: As many on every rank.
+    """
+    if not _active():
+        return numbers
+    numbers = numbers.detach().clone()
+    dist.all_reduce(numbers)
+    return numbers
+
+
 def mean(number: float) -> float:
     """Mean of the ranks' numbers."""
     return _reduced(number, dist.ReduceOp.SUM) / world_size()
+
+
+def collect(numbers: Sequence[float]) -> list[list[float]]:
+    """Every rank's numbers, in rank order; for a checkpoint, from which :func:`own_part` takes them back.
+
+    Args:
+        numbers: As many on every rank.
+    """
+    if not _active():
+        return [list(numbers)]
+    held = torch.tensor([numbers], device="cuda" if dist.get_backend() == "nccl" else "cpu", dtype=torch.float64)
+    return all_gather(held).tolist()
+
+
+def own_part(collected: Sequence[Sequence[float]]) -> list[float]:
+    """This rank's numbers out of :func:`collect`; where the number of ranks has changed, rank 0 takes the sums.
+
+    Args:
+        collected: One list for each rank of the run that collected them.
+    """
+    if len(collected) == world_size():
+        return list(collected[rank()])
+    return [sum(numbers) if rank() == 0 else 0 for numbers in zip(*collected, strict=True)]
 
 
 def _reduced(number: float, how: dist.ReduceOp.RedOpType) -> float:

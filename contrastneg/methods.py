@@ -197,11 +197,12 @@ class MoCo(pl.LightningModule):
             directions.append((other, self._keys(batch.view1, batch_idx)))
 
         scored = [self._contrast(query, key, batch.image_id, i) for i, (query, key) in enumerate(directions)]
-        loss = self.scale * torch.stack([distributed.global_mean(values) for values, _, _ in scored]).sum()
+        values = self.scale * torch.stack([values for values, _, _ in scored]).sum(dim=0)  # (B,)
+        loss = distributed.global_mean(values)
 
         for _, key in directions:  # last: no query may meet its own key as a negative
             self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id))
-        return step_outputs(self, loss, features, batch.image_id, *scored[0][1:])
+        return step_outputs(self, loss, values, features, batch.image_id, *scored[0][1:])
 
     def _contrast(
         self, query: Tensor, key: Tensor, image_id: Tensor, direction: int = 0
@@ -341,8 +342,9 @@ class SimCLR(pl.LightningModule):
         features = self.backbone(torch.cat([batch.view1, batch.view2]))
         view1, view2 = unit(self.encoder.projector(features)).chunk(2)  # each (B, D)
         values, first, contrasted = self._contrast(view1, view2, batch.image_id)
-        loss = self.scale * distributed.global_mean(values)
-        return step_outputs(self, loss, features.chunk(2)[0], batch.image_id, first, contrasted)
+        values = self.scale * values
+        loss = distributed.global_mean(values)
+        return step_outputs(self, loss, values, features.chunk(2)[0], batch.image_id, first, contrasted)
 
     def _contrast(self, view1: Tensor, view2: Tensor, image_id: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both views against all views of all ranks; an image's own two views are never among its candidates."""
@@ -409,8 +411,7 @@ def refresh_stages(module: MoCo | SimCLR, encoder: nn.Module) -> None:
 
 def record_of_step(module: MoCo | SimCLR) -> Record | None:
     """An empty record in steps that are logged, for what the stages and the loss do in them."""
-    due = module.training and module.trainer._logger_connector.should_update_logs
-    return Record(module.pipeline.labels) if due else None
+    return Record(module.pipeline.labels) if module.training and is_logged(module.trainer) else None
 
 
 def clock_of(module: MoCo | SimCLR) -> Clock:
@@ -456,36 +457,51 @@ def effective_rate(module: MoCo | SimCLR) -> EffectiveRate:
     return learning_rate(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
 
 
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether Lightning will log the micro-batch that is being trained on: the last one of every n-th optimizer step.
+
+    Lightning's own condition but for ``should_stop``, which ranks may set at different moments: all must agree on when to
+    reduce what they log.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    return every > 0 and step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
 def step_outputs(
     module: MoCo | SimCLR,
     loss: Tensor,
+    values: Float[Tensor, " N"],
     features: Float[Tensor, "B F"],
     image_id: Int64[Tensor, " B"],
     first: Bool[Tensor, " N"],
     contrasted: Bool[Tensor, " N"],
 ) -> dict[str, Tensor]:
-    """What a training step returns and logs.
+    """What a training step returns and logs. Logged rows are means over all ranks; between them, over this rank.
 
     Args:
         module: The method.
         loss: Of the whole step, for the backward pass.
+        values: Loss of each query; their mean over all ranks is what is logged.
         features: Backbone features of view 1, for classifiers trained alongside.
         image_id: Their images.
         first: Queries whose positive is more similar than every candidate.
         contrasted: Queries that had a candidate; the others have loss 0 and do not count for the accuracy.
     """
-    hits, asked = (first & contrasted).sum(), contrasted.sum()  # no indexing by mask: it would wait for the device
-    module.log("train/loss", loss.detach(), batch_size=len(first))
-    module.log("train/accuracy", hits / asked, batch_size=len(first))
-    if module.record is not None:
-        for name, number in module.record.numbers.items():
+    queries = values.new_full((), len(values))
+    sums = torch.stack([values.detach().sum(), queries, (first & contrasted).sum(), contrasted.sum()])
+    shown = distributed.total(sums) if is_logged(module.trainer) else sums
+    module.log("train/loss", shown[0] / shown[1], batch_size=len(first))
+    module.log("train/accuracy", shown[2] / shown[3], batch_size=len(first))
+    if module.record is not None and module.record.numbers:
+        own = torch.stack(list(module.record.numbers.values())).to(sums.dtype)
+        numbers = distributed.total(own * queries) / shown[1]
+        for name, number in zip(module.record.numbers, numbers, strict=True):
             module.log(name, number, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {
         "loss": loss,
         "features": features.detach(),
         "image_id": image_id,
-        "hits": hits,
-        "contrasted": asked,
-        "queries": torch.tensor(len(contrasted)),
+        "sums": sums,  # loss, queries, hits, queries with a candidate; of this rank
     }

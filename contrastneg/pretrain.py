@@ -292,7 +292,8 @@ def quiet_lightning() -> None:
         r".*smaller than the logging interval.*",
         r".*Trying to infer the `batch_size`.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",
-        r".*recommended to use `self.log\(.*sync_dist=True\)`.*",  # they are equal on all ranks already
+        # These are the same on all ranks when they are logged, but for the speed, which is that of rank 0's clock.
+        r".*recommended to use `self.log\('(epoch/\w+|candidates/empty_rows|speed/\w+|knn/top1|probe/accuracy)', .*",
         r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -228,9 +228,10 @@ class Checkpoints(Callback):
         if trainer.fit_loop._should_accumulate() or batch_idx + 1 >= trainer.num_training_batches:
             return
         due = self.every is not None and trainer.global_step - self.saved_step >= self.every
-        if due or self.signum is not None:
+        signum = distributed.largest(self.signum or 0)  # rank 0, which writes the row, may not have been told
+        if due or signum:
             write_row_of_step(trainer)
-        self._stop_if_asked(trainer)
+        self._stop(trainer, signum)
         if due:
             self._save(trainer, "last.ckpt")
 
@@ -246,10 +247,9 @@ class Checkpoints(Callback):
         if improved:
             self._save(trainer, "best.ckpt")
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._stop_if_asked(trainer)
+            self._stop(trainer, distributed.largest(self.signum or 0))
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        signum = distributed.largest(self.signum or 0)
+    def _stop(self, trainer: pl.Trainer, signum: int) -> None:
         if signum:
             self._save(trainer, "interrupted.ckpt")
             raise Interrupted(signum, self.folder / "interrupted.ckpt")

@@ -3,7 +3,12 @@
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -38,3 +43,64 @@ def test_with_ten_equal_classes_a_tenth_of_the_candidates_are_of_the_querys_clas
     labels = torch.arange(1000) % 10
     share = same_class_share(torch.arange(100), torch.arange(100, 1000), labels)
     assert share == pytest.approx(0.1)
+
+
+class Truth(pl.Callback):
+    """Looks at the candidates before each micro-batch, pair by pair; a step keeps what its last micro-batch saw."""
+
+    def __init__(self, labels):
+        self.labels = labels
+        self.steps, self.ends = {}, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        key_id, query_id = pl_module.queue.image_id, batch.image_id[:, None]
+        key_id = key_id[key_id >= 0]
+        own, same = query_id == key_id, self.labels[query_id] == self.labels[key_id]
+        self.steps[trainer.global_step] = {
+            "candidates/queue_fill": len(key_id) / len(pl_module.queue.keys),
+            "candidates/own": own.double().mean().item(),
+            "candidates/same_class": ((same & ~own).sum() / (~own).sum()).item(),
+        }
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "candidates" in name}
+        self.ends.append((seen, self.steps[trainer.global_step - 1]))
+
+
+@pytest.mark.parametrize(("log_every", "accumulate"), [(1, 1), (2, 1), (3, 2), (4, 3)])
+def test_every_row_tells_the_candidates_of_its_own_step_and_every_epoch_those_of_its_last(
+    tmp_path, log_every, accumulate
+):
+    import csv
+
+    from contrastneg import Backbone, Head, MoCo, Optimizer, Views
+    from contrastneg.candidates import CandidateShares
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.shapes import shapes
+    from contrastneg.runfolder import MetricsCsv
+
+    pictures = shapes("train").subset(torch.arange(0, 2000, 50))
+    data = PretrainData(pictures, Views(size=16), batch_size=6)
+    table = data.label_table()
+    assert table is not None
+    truth = Truth(table)
+    small = {
+        "backbone": Backbone(name="resnet9", width=0.125),
+        "projector": Head(out=16),
+        "optimizer": Optimizer(lr=0.1),
+    }
+    trainer = pl.Trainer(
+        max_epochs=4, accelerator="cpu", logger=MetricsCsv(tmp_path / "metrics.csv", lambda: 0.0),
+        callbacks=[CandidateShares(table), truth], log_every_n_steps=log_every, accumulate_grad_batches=accumulate,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(MoCo(**small, queue_size=60), datamodule=data)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == list(range(log_every - 1, trainer.global_step, log_every))
+    for row in rows[log_every == 1 :]:  # before the first step the queue is empty
+        expected = truth.steps[int(row["step"])]
+        assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert len(truth.ends) == 4
+    for seen, expected in truth.ends:
+        assert seen == pytest.approx(expected, rel=1e-5)

@@ -76,7 +76,6 @@ def method_of(name, predict=False, **options):
             method.predictor = Linear(torch.eye(DIM).double() + weight(8)[:DIM])
     method.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     method.trainer.optimizers = [torch.optim.SGD(method.encoder.parameters(), lr=0.1)]
-    method.log = lambda *args, **kwargs: None
     return method
 
 
@@ -85,13 +84,19 @@ def batch_of(n, step, rows=slice(None)):
     from contrastneg.data.module import TwoViews
 
     view1, view2, ids = (x[rows] for x in pairs(n, seed=step))
-    return TwoViews(view1[..., None, None], view2[..., None, None], ids + 100 * step)
+    return TwoViews(view1[..., None, None], view2[..., None, None], ids + 3 * step)
 
 
-def two_steps(case, n, rows=slice(None)):
-    """Two real training steps on some rows of the batches: loss and gradient of the second, and the queue after it."""
+def two_steps(case, n, rows=slice(None), log_every=1):
+    """Two real training steps on some rows of the batches: of the second the loss, the gradient, what was logged and the
+    queue after it."""
+    from contrastneg.candidates import CandidateShares
+
     name, options = CASES[case]
-    method = method_of(name, **options)
+    method, logged = method_of(name, **options), {}
+    method.log = lambda name, value, **_: logged.update({name: float(value)})
+    method.trainer.log_every_n_steps = log_every
+    shares = CandidateShares(torch.arange(20) // 4)
     module = Step(method)
     if dist.is_initialized():
         parallel = torch.nn.parallel.DistributedDataParallel
@@ -99,11 +104,14 @@ def two_steps(case, n, rows=slice(None)):
         module = parallel(module, **{"forward_sync_buffers" if known else "broadcast_buffers": False})
     for step in range(2):
         method.zero_grad()
-        loss = module(batch_of(n, step, rows), step)
+        batch = batch_of(n, step, rows)
+        shares.on_train_batch_start(method.trainer, method, batch, step)
+        loss = module(batch, step)
         loss.backward()
     return {
         "loss": loss.item(),
         "grad": {name: p.grad.clone() for name, p in method.named_parameters() if p.requires_grad},
+        "logged": logged,
         "queue": {} if getattr(method, "queue", None) is None else method.queue.state_dict(),
     }
 
@@ -165,6 +173,7 @@ def two_processes(rank, init, out):
         view1, view2, ids = (x[rows] for x in pairs(sum(shares)))
         for case in CASES:
             results[f"{case}-{name}"] = two_steps(case, sum(shares), rows)
+            results[f"unlogged-{case}-{name}"] = two_steps(case, sum(shares), rows, log_every=50)
         gathered = distributed.all_gather(ids)
         results[f"gather-{name}"] = (gathered, distributed.row_offset(len(ids)))
         for wrong in WRONG:
@@ -184,6 +193,8 @@ def two_processes(rank, init, out):
         distributed.mean(float(rank)),
         distributed.largest(rank),
     )
+    collected = distributed.collect([rank, rank + 0.1])
+    results["collected"] = (collected, distributed.own_part(collected))
     torch.save(results, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -217,6 +228,27 @@ def test_queues_are_identical_on_both_ranks_and_equal_to_one_processs(ranks, cas
     for name, buffer in expected.items():
         assert torch.equal(states[0][name], states[1][name])
         assert_close(states[0][name], buffer, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_logged_step_tells_loss_accuracy_and_candidates_of_all_ranks(ranks, case, shares):
+    expected = two_steps(case.removesuffix("_shuffle"), sum(SHARES[shares]))["logged"]
+    names = {"train/loss", "train/accuracy", "train/lr", "candidates/same_class"}
+    names |= (
+        {"candidates/own", "candidates/queue_fill"} if "queue_size" in CASES[case][1] and "v3" not in case else set()
+    )
+    assert expected.keys() == names
+    for rank in ranks:
+        assert rank[f"{case}-{shares}"]["logged"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("case", CASES)
+def test_between_logged_steps_nothing_is_reduced_and_no_candidate_is_counted(ranks, case, shares):
+    one, other = (rank[f"unlogged-{case}-{shares}"]["logged"] for rank in ranks)
+    assert one.keys() == other.keys() == {"train/loss", "train/accuracy", "train/lr"}
+    assert abs(one["train/loss"] - other["train/loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("n", [2, 7])
@@ -273,6 +305,19 @@ def test_every_positive_of_a_shuffled_key_batch_is_its_own(ranks, seed):
 def test_a_mean_over_ranks_counts_valid_rows_only(ranks):
     assert sum(results["mean"][0] for results in ranks) / WORLD == pytest.approx((1 + 2 + 4) / 3)
     assert [results["mean"][1:] for results in ranks] == [(0.5, 1), (0.5, 1)]
+
+
+def test_numbers_of_the_ranks_are_collected_in_their_order_and_given_back(ranks):
+    for rank, results in enumerate(ranks):
+        assert results["collected"] == ([[0.0, 0.1], [1.0, 1.1]], [float(rank), rank + 0.1])
+
+
+def test_numbers_of_more_ranks_than_there_are_now_are_summed():
+    from contrastneg import distributed
+
+    assert distributed.collect([1, 2.5]) == [[1, 2.5]]
+    assert distributed.own_part([[1, 2.5]]) == [1, 2.5]
+    assert distributed.own_part([[1, 2.5], [3, 4.5]]) == [4, 7]
 
 
 def test_without_a_process_group_every_function_is_the_identity():

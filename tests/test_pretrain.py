@@ -173,6 +173,16 @@ def test_settings_of_the_trainer_work_together(tmp_path, folder, options):
     assert run(folder, *MOCO, *SMALL, *options, "--epochs", 2, "--knn_k", 3, "--run", tmp_path / "run") == 0
 
 
+def test_micro_batches_do_not_change_the_loss_of_an_epoch(tmp_path, folder):
+    arguments = ["--method.optimizer.lr", 1e-12, "--epochs", 1, "--knn_every", 0, "--final_scores", "false"]
+    losses = []
+    for accumulate in (1, 3):
+        assert run(folder, *SMALL, *arguments, "--accumulate", accumulate, "--run", tmp_path / str(accumulate)) == 0
+        losses.append(float(metrics_of(tmp_path / str(accumulate))[-1]["epoch/loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 1
+
+
 def test_two_deterministic_runs_with_all_scores_are_equal_and_nothing_aborts(tmp_path, folder):
     try:
         for name in ("a", "b"):
@@ -396,3 +406,40 @@ def test_torchrun_ends_with_one_line_and_status_2_where_the_run_folder_is_in_use
     assert f"contrastneg: run folder {tmp_path} exists already" in errors
     assert re.search(r"rank\s*: 0 .*\n\s*exitcode\s*: 2 ", errors)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_processes_stopped_within_an_epoch_and_resumed_report_what_unbroken_ones_do(tmp_path):
+    arguments = [
+        "shapes",
+        *MOCO,
+        *SMALL,
+        "--devices",
+        2,
+        "--epochs",
+        2,
+        "--drop_last",
+        "false",
+        "--checkpoint-every",
+        2,
+    ]
+    arguments += ["--limit-images", 205, "--final_scores", "false"]  # 12 whole steps, and one of 7 and 6 images
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(*arguments, "--run", whole)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    process = start(*arguments, "--run", broken)
+    wait_for_newer(broken / "checkpoints" / "last.ckpt", 0, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors
+    state = torch.load(broken / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    assert 0 < state["global_step"] < 13
+    process = start("--resume", broken)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert metrics_of(broken) == metrics_of(whole)
+    epochs = [row for row in metrics_of(whole) if row["epoch/loss"]]
+    assert [int(row["step"]) for row in epochs] == [12, 25]
+    assert all(row[name] for row in epochs for name in ("epoch/accuracy", "probe/accuracy", "knn/top1"))
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, broken)]
+    assert differences(*states) == []

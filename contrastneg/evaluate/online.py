@@ -98,15 +98,14 @@ class OnlineProbe(Callback):
         self._saved: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and the epoch so far."""
+        """Weights, optimizer and the epoch so far on every rank; asked for on all of them, as Lightning does."""
         if self.layer is None or self.optimizer is None:
             return self._saved
         weights = {name: tensor.cpu() for name, tensor in self.layer.state_dict().items()}
         return {
             "layer": weights,
             "optimizer": self.optimizer.state_dict(),
-            "right": int(self.right),
-            "seen": int(self.seen),
+            "counts": distributed.collect([int(self.right), int(self.seen)]),
             "epoch": self.epoch,
         }
 
@@ -114,7 +113,8 @@ class OnlineProbe(Callback):
         """Continue with what was saved, whatever this probe has learned already."""
         self._saved, self.layer, self.optimizer = state_dict, None, None
         if state_dict:
-            self.right, self.seen, self.epoch = state_dict["right"], state_dict["seen"], state_dict["epoch"]
+            self.right, self.seen = map(int, distributed.own_part(state_dict["counts"]))
+            self.epoch = state_dict["epoch"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
