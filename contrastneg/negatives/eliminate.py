@@ -143,7 +143,7 @@ class Redundant(Stage):
         ranked = negatives.similarity.detach()[:, : negatives.n_keys].masked_fill(
             ~negatives.kept[:, : negatives.n_keys], -torch.inf
         )
-        similarity, column = ranked.topk(count, dim=1)
+        column = ranked.topk(count, dim=1).indices  # removed ones last, where they suppress none that counts
         rows = max(1, CHUNK // (count * (count + keys.shape[-1])))
         for start in range(0, len(column), rows):
             part = slice(start, start + rows)
@@ -153,25 +153,24 @@ class Redundant(Stage):
                 if keys.ndim == 2
                 else own.gather(1, column[part, :, None].expand(-1, -1, own.shape[2]))
             )
-            repeated = suppressed(pool.to(negatives.query.dtype), similarity[part] > -torch.inf, threshold)
+            repeated = suppressed(pool.to(negatives.query.dtype), threshold)
             found[part] = found[part].scatter(1, column[part], repeated)
         return negatives.removed(found)
 
 
-def suppressed(pool: Float[Tensor, "B P D"], counts: Bool[Tensor, "B P"], threshold: float) -> Bool[Tensor, "B P"]:
+def suppressed(pool: Float[Tensor, "B P D"], threshold: float) -> Bool[Tensor, "B P"]:
     """Entries that are closer than ``threshold`` to one before them that is not suppressed itself.
 
     Args:
         pool: Unit-norm vectors, in order of preference.
-        counts: Entries that take part; the others suppress nothing.
         threshold: Largest cosine of two that both stay.
     """
     with torch.autocast(pool.device.type, enabled=False):
         close = (pool @ pool.transpose(1, 2) > threshold).triu(diagonal=1)  # (B, P, P): row before column
-    gone = ~counts
+    gone = torch.zeros_like(close[:, 0])
     for place in range(pool.shape[1]):
         gone = gone | (close[:, place] & ~gone[:, place, None])
-    return gone & counts
+    return gone
 
 
 def spare_easiest(negatives: Negatives, found: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:

@@ -83,7 +83,7 @@ class MetadataTiers(StageWithState):
         group, moment = [], []
         for tier in self.tiers:
             codes = group_codes(_column(facts, tier.column))
-            group.append(connected(codes, tier.column) if tier.refers == "image" else codes)
+            group.append(connected(codes) if tier.refers == "image" else codes)
             nowhen = torch.zeros(facts.images, dtype=torch.double)
             moment.append(nowhen if tier.time is None else _numbers(_column(facts, tier.time), tier.time))
         self.group, self.moment = torch.stack(group).to(self.group.device), torch.stack(moment).to(self.moment.device)
@@ -121,27 +121,23 @@ def group_codes(column: Tensor | Sequence[Any]) -> Int64[Tensor, " T"]:
     )
 
 
-def connected(other: Int64[Tensor, " T"], name: str = "") -> Int64[Tensor, " T"]:
-    """The group of each image where images name one other that they belong to, -1 for none: the least index in it.
+def connected(other: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
+    """The group of each image where images name one other that they belong to: the least index in it.
 
     Args:
-        other: Index that each image names.
-        name: Of the column, for the error.
-
-    Raises:
-        ValueError: An index is beyond the images.
+        other: Index that each image names, -1 for none. Images that are not in the set may be named: those that name the
+            same one belong together.
     """
-    if len(other) and int(other.max()) >= len(other):
-        raise ValueError(
-            f"column {name} names image {int(other.max())} of {len(other)}: it must hold image indices or -1"
-        )
-    group = torch.arange(len(other), device=other.device)
-    named = torch.where(other >= 0, other, group)
+    own = torch.arange(len(other), device=other.device)
+    nodes, place = torch.cat([own, torch.where(other >= 0, other, own)]).unique(return_inverse=True)
+    group = torch.arange(len(nodes), device=other.device)  # the images first, then others that are named
+    named = group.clone()
+    named[: len(own)] = place[len(own) :]
     while True:
         least = torch.minimum(group, group[named])
         least = least.scatter_reduce(0, named, least, "amin")
         if torch.equal(least, group):
-            return group
+            return group[: len(own)]
         group = least
 
 

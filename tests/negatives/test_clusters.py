@@ -222,3 +222,20 @@ def test_the_log_of_a_short_real_run_shows_precision_and_recall(name):
     assert sum(recall[:2]) < sum(recall[2:])
     assert 0 < log.rows[-1]["negatives/1_SameCluster/precision"] <= 1
     assert made.label.shape == (1, 160)
+
+
+def test_true_labels_of_cifar10_as_clusters_remove_exactly_the_same_class(shared):
+    from contrastneg.data.sources import open_source
+    from contrastneg.negatives import Record, run_stages
+
+    labels = open_source(str(shared / "data/cifar10/train.parquet"), split="train").labels[:3000]
+    x = unit(torch.randn(3000, 8, generator=torch.Generator().manual_seed(0)))
+    before = Negatives.of(x[:64], x[:64], x, query_id=torch.arange(64), key_id=torch.arange(3000))
+    made, record = SameCluster(clusters=(10,)), Record(labels)
+    made.begin(Facts(3000, 8))
+    made.label[0], made.believed[0] = labels, True
+    after = run_stages(before, [made], clock(), record)
+    assert torch.equal(before.kept & ~after.kept, before.kept & (labels[:64, None] == labels))
+    assert record.numbers["1_SameCluster/precision"] == record.numbers["1_SameCluster/recall"] == 1
+    assert record.numbers["1_SameCluster/same_class"] == 0
+    assert 0.08 < record.numbers["all/same_class"] < 0.12

@@ -382,3 +382,59 @@ def test_what_is_attracted_counts_as_found_and_nothing_found_has_no_precision():
     run_stages(table(), stages, NOW, unlabelled)
     assert "1_OracleSameLabel/found" in unlabelled.numbers
     assert "1_OracleSameLabel/precision" not in unlabelled.numbers
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "SupportViews"])  # no method makes support views yet
+def test_settings_come_back_from_a_checkpoint(name):
+    from contrastneg import Backbone, Head, MoCo
+    from contrastneg.config import build_method, plain
+
+    small = {"backbone": Backbone(name="resnet9", width=0.125), "projector": Head(out=DIM), "queue_size": 20}
+    stages = [MAKE[name]()]
+    again = build_method(MoCo, dict(MoCo(**small, stages=stages).hparams))
+    assert plain(again.stages) == plain(stages)
+    assert type(again.stages[0]) is type(stages[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*")
+@pytest.mark.parametrize("method", ["MoCo", "SimCLR"])
+def test_they_work_together_in_a_real_run_and_what_they_learn_is_in_its_checkpoint(method, tmp_path):
+    import pytorch_lightning as pl
+
+    from contrastneg import Backbone, Head, methods
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.shapes import shapes
+    from contrastneg.data.views import Views
+
+    def build():
+        torch.manual_seed(0)
+        stages = [
+            MetadataTiers([Tier("duplicate_of", refers="image"), Tier("location", "weigh", 2.0)]),
+            SupportMemory(depth=1, threshold=0.9),
+            GlobalQuantile(begin_at=0.0, share=0.1, rate=0.5),
+            AbovePositive(margin=-0.2),
+            Redundant(threshold=0.99, pool=10),
+            UniformSubset(8),
+        ]
+        small = {"backbone": Backbone(name="resnet9", width=0.125), "projector": Head(out=16), "stages": stages}
+        return getattr(methods, method)(**small | ({"queue_size": 50} if method == "MoCo" else {}))
+
+    model, quiet = build(), {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        **quiet,
+    )
+    trainer.fit(model, datamodule=PretrainData(shapes("train").subset(torch.arange(40)), Views(size=16), batch_size=8))
+    assert 0 < float(trainer.logged_metrics["negatives/5_Redundant/kept"]) < 50
+    assert -1 <= float(trainer.logged_metrics["negatives/3_GlobalQuantile/threshold"]) < 1
+    assert model.stages[2].visits.sum() == (72 if method == "MoCo" else 80)  # the first step of MoCo has no candidate
+    assert (model.stages[1].seen == (2 if method == "MoCo" else 4)).all()
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = build()
+    again.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    assert torch.equal(again.stages[1].past, model.stages[1].past)
+    assert torch.equal(again.stages[2].threshold, model.stages[2].threshold)
