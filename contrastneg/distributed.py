@@ -155,6 +155,19 @@ def _gather(x: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
+def of_first_rank(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The first rank's tensor, on all ranks.
+
+    Args:
+        x: On the first rank, what to tell; on the others any tensor of that shape and type.
+    """
+    if not _active():
+        return x
+    told = x.detach().to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous().clone()
+    dist.broadcast(told, 0)
+    return told.to(x.device)
+
+
 def is_first_process() -> bool:
     """Whether this is the process that writes files; known before a process group exists."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from contrastneg.logsumexp import own_pairs
@@ -90,6 +90,11 @@ class Negatives:
     """Image of each candidate, (M,) or (B, M); -1 where there is none behind it (learned, synthetic)."""
     log_prob: Float[Tensor, "B M"] | None = None
     """Logarithm of the probability with which a stage drew the candidate, where that law is known."""
+    attracted: Bool[Tensor, "B M"] | None = None
+    """Candidates found to show what the query shows: further positives of losses that take several. They keep their
+    weight, so that they stay in the denominator; one that is removed later is no positive either. None means none."""
+    support: Float[Tensor, "B S D"] | None = None
+    """Unit-norm embeddings, without gradient, of S further views of each query's image. Never candidates."""
 
     @classmethod
     def of(
@@ -100,6 +105,7 @@ class Negatives:
         *,
         query_id: Int64[Tensor, " B"],
         key_id: Int64[Tensor, "*per_query K"],
+        support: Float[Tensor, "B S D"] | None = None,
     ) -> "Negatives":
         """All keys as candidates of every query, each counted once, the query's own image removed.
 
@@ -112,6 +118,7 @@ class Negatives:
             keys: Unit-norm candidates, (K, D) shared or (B, K, D) per query; they receive gradient if they require it.
             query_id: Image of each query.
             key_id: Image of each key; -1 matches no query.
+            support: Unit-norm embeddings of further views of each query's image, constants.
         """
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         wide = keys.to(query.dtype)
@@ -125,7 +132,7 @@ class Negatives:
         log_weight = similarity.new_zeros(1, 1).expand_as(similarity)
         if len(row):
             log_weight = log_weight.contiguous().index_put_((row, column), log_weight.new_tensor(-torch.inf))
-        return cls(query, positive, keys, similarity, log_weight, query_id, key_id)
+        return cls(query, positive, keys, similarity, log_weight, query_id, key_id, support=support)
 
     @property
     def positive_similarity(self) -> Float[Tensor, " B"]:
@@ -138,13 +145,24 @@ class Negatives:
         return self.log_weight > -torch.inf
 
     @property
+    def repelled(self) -> Bool[Tensor, "B M"]:
+        """Candidates that act as negatives: neither removed nor attracted. What synthetic negatives may be made of."""
+        return self.kept if self.attracted is None else self.kept & ~self.attracted
+
+    @property
     def n_keys(self) -> int:
         """Candidates that are keys; further columns are synthetic."""
         return self.keys.shape[-2]
 
     def removed(self, mask: Bool[Tensor, "B M"]) -> "Negatives":
         """The table without the candidates in ``mask``."""
-        return replace(self, log_weight=self.log_weight.masked_fill(mask, -torch.inf))
+        attracted = None if self.attracted is None else self.attracted & ~mask
+        return replace(self, log_weight=self.log_weight.masked_fill(mask, -torch.inf), attracted=attracted)
+
+    def attracting(self, mask: Bool[Tensor, "B M"]) -> "Negatives":
+        """The table with the kept candidates in ``mask`` as further positives."""
+        further = mask & self.kept
+        return replace(self, attracted=further if self.attracted is None else self.attracted | further)
 
     def appended(self, similarity: Float[Tensor, "B S"], kept: Bool[Tensor, "#B #S"] | None = None) -> "Negatives":
         """The table with S synthetic candidates more per query, each counted once, with no image behind them.
@@ -160,13 +178,27 @@ class Negatives:
         log_prob = self.log_prob
         if log_prob is not None:  # nobody drew them, and logQ corrections must see that
             log_prob = torch.cat([log_prob, torch.full_like(added, torch.nan)], dim=1)
+        attracted = self.attracted
+        if attracted is not None:
+            attracted = torch.cat([attracted, torch.zeros_like(added, dtype=torch.bool)], dim=1)
         return replace(
             self,
+            attracted=attracted,
             similarity=torch.cat([self.similarity, similarity], dim=1),
             log_weight=torch.cat([self.log_weight, added], dim=1),
             key_id=torch.cat([self.key_id, no_image], dim=-1),
             log_prob=log_prob,
         )
+
+
+def of_image(
+    table: Shaped[Tensor, " T"], image_id: Int64[Tensor, "*shape"], missing: float
+) -> Shaped[Tensor, "*shape"]:
+    """What a per-image table holds for each image; ``missing`` for -1 and for images that the table does not know."""
+    known = (image_id >= 0) & (image_id < len(table))
+    if len(table) == 0:
+        return torch.full_like(image_id, missing, dtype=table.dtype)
+    return torch.where(known, table[image_id.clamp(0, len(table) - 1)], missing)
 
 
 class Stage(ABC):
@@ -183,6 +215,13 @@ class Stage(ABC):
     """What later stages may rely on after it."""
     breaks: ClassVar[frozenset[str]] = frozenset()
     """What no longer holds after it."""
+    oracle: ClassVar[bool] = False
+    """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
+
+    @property
+    def attracts(self) -> bool:
+        """Whether it marks candidates as further positives, which only losses of several positives look at."""
+        return False
 
     @abstractmethod
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
@@ -210,6 +249,10 @@ class Stage(ABC):
         self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock
     ) -> None:
         """Called after each step with the keys of all ranks, in the same order on every rank, without gradient."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Numbers about its state for the log, by short name."""
+        return {}
 
 
 class StageWithState(nn.Module, Stage):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage
+from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage, of_image
 
 
 def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
@@ -51,7 +51,8 @@ class Record:
 
     label_table: Int64[Tensor, " T"] | None = None
     numbers: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Number by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``, ``.../empty_rows``, ``loss/NAME``."""
+    """Number by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``, ``.../empty_rows``; for a stage that
+    looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what it reports itself; ``loss/NAME``."""
 
     def __call__(self, name: str, values: Tensor) -> None:
         """Keep the mean of a measurement of the loss, one value per query."""
@@ -77,12 +78,33 @@ class Record:
         self.numbers[f"negatives/{name}/effective"] = torch.special.entr(law).sum(dim=1).exp()[total > 0].mean()
         self.numbers[f"negatives/{name}/empty_rows"] = (total == 0).to(weight.dtype).mean()
         if self.label_table is not None:
-            table = self.label_table.to(law.device)
-            label = torch.where(negatives.key_id >= 0, table[negatives.key_id.clamp(min=0)], -1)
-            own = table[negatives.query_id]
-            known = (label >= 0) & (own >= 0)[:, None]
-            same = known & (label == own[:, None])
+            known, same = self._same_class(negatives)
             self.numbers[f"negatives/{name}/same_class"] = (weight * same).sum() / (weight * known).sum()
+
+    def note_found(self, name: str, before: Negatives, after: Negatives) -> None:
+        """Measure what a stage took for false negatives: the candidates that it removed or attracted.
+
+        ``found`` per query. Where labels are known, over all pairs of the step with known labels: ``precision``, the share
+        of the found that are of the query's class, NaN if none is found; ``recall``, the share of the candidates of the
+        query's class that are found. Candidates removed or attracted before do not count.
+        """
+        open_before = before.repelled
+        found = open_before & ~after.repelled[:, : open_before.shape[1]]
+        number = before.similarity.detach()
+        self.numbers[f"negatives/{name}/found"] = found.sum().to(number.dtype) / max(1, len(found))
+        if self.label_table is not None:
+            known, same = self._same_class(before)
+            hits = (found & same).sum().to(number.dtype)
+            self.numbers[f"negatives/{name}/precision"] = hits / (found & known).sum()
+            self.numbers[f"negatives/{name}/recall"] = hits / (open_before & same).sum()
+
+    def _same_class(self, negatives: Negatives) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
+        """Pairs whose labels are known, and those of them with the same label."""
+        assert self.label_table is not None
+        table = self.label_table.to(negatives.query_id.device)
+        label, own = of_image(table, negatives.key_id, -1), of_image(table, negatives.query_id, -1)[:, None]
+        known = (label >= 0) & (own >= 0)
+        return known, known & (label == own)
 
 
 class Pipeline(nn.Module):
@@ -165,7 +187,11 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
     if record is not None:
         record.note("all", negatives)
     for place, stage in enumerate(stages):
-        negatives = stage(negatives, replace(clock, stage=place))
+        before, negatives = negatives, stage(negatives, replace(clock, stage=place))
         if record is not None:
-            record.note(f"{place + 1}_{type(stage).__name__}", negatives)
+            name = f"{place + 1}_{type(stage).__name__}"
+            record.note(name, negatives)
+            if stage.kind == "eliminate":
+                record.note_found(name, before, negatives)
+            record.numbers.update({f"negatives/{name}/{key}": number for key, number in stage.report().items()})
     return negatives
