@@ -1,5 +1,6 @@
 """The table of negatives, and the stages that edit it."""
 
+from contrastneg.negatives.adaptive import AdaptiveCount
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.hard import (
     GapSubset,
@@ -11,13 +12,28 @@ from contrastneg.negatives.hard import (
 )
 from contrastneg.negatives.laws import RankSubset, SoftmaxSubset
 from contrastneg.negatives.pipeline import Pipeline, Record, check_pipeline, run_stages
+from contrastneg.negatives.popularity import (
+    ClusterSize,
+    ColumnSize,
+    HitRate,
+    InDegree,
+    OracleClassSize,
+    Popularity,
+    PopularityWeight,
+    PopularSubset,
+)
+from contrastneg.negatives.related import RelatedSubset, RelatedWeight
 from contrastneg.negatives.scores import score_of
 from contrastneg.negatives.select import UniformSubset
+from contrastneg.negatives.soft_clusters import SoftClusterWeight
 from contrastneg.negatives.synthesize import MoCHi
 from contrastneg.negatives.weight import FixedMass, GaussianWeight, HardnessWeight, SamplingCorrection
 
 __all__ = [
+    "AdaptiveCount",
     "Clock",
+    "ClusterSize",
+    "ColumnSize",
     "Facts",
     "FixedMass",
     "GapSubset",
@@ -27,13 +43,22 @@ __all__ = [
     "HardestSubset",
     "HardnessBand",
     "HardnessWeight",
+    "HitRate",
+    "InDegree",
     "MoCHi",
     "Negatives",
+    "OracleClassSize",
     "Pipeline",
+    "PopularSubset",
+    "Popularity",
+    "PopularityWeight",
     "RankSubset",
     "Record",
+    "RelatedSubset",
+    "RelatedWeight",
     "SamplingCorrection",
     "SemiHardSubset",
+    "SoftClusterWeight",
     "SoftmaxSubset",
     "Stage",
     "StageWithState",

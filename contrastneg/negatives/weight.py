@@ -140,20 +140,26 @@ class SamplingCorrection(Stage):
             )
         known = negatives.log_prob.isfinite()  # not so for candidates that nobody drew
         rise = torch.where(known, -value(self.strength, clock.progress) * negatives.log_prob, 0.0)
-        if self.mass == "preserve":
-            return tilted(negatives, rise)
-        return replace(negatives, log_weight=negatives.log_weight + rise)
+        return tilted(negatives, rise, mass=self.mass)
 
 
-def tilted(negatives: Negatives, rise: Float[Tensor, "B M"] | float, log_total: float | None = None) -> Negatives:
-    """The table with each log-weight raised and each row scaled to a total weight.
+def tilted(
+    negatives: Negatives,
+    rise: Float[Tensor, "B M"] | float,
+    log_total: float | None = None,
+    mass: Mass = "preserve",
+) -> Negatives:
+    """The table with each log-weight raised and, unless ``mass`` is "plain", each row scaled to a total weight.
 
     Args:
         negatives: The table.
-        rise: What is added to the logarithm of each weight, up to a constant per row.
+        rise: What is added to the logarithm of each weight.
         log_total: Logarithm of the total weight of each row; None keeps the total that it had.
+        mass: "plain" adds and does not scale.
     """
     raised = negatives.log_weight + rise
+    if mass == "plain":
+        return replace(negatives, log_weight=raised)
     now = table_logsumexp(raised, temperature=1.0)
     before = table_logsumexp(negatives.log_weight, temperature=1.0) if log_total is None else log_total
     scale = torch.where(now > -torch.inf, before - now, 0.0)  # nothing to scale in a row with nothing left
