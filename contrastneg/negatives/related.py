@@ -62,7 +62,7 @@ class Related(StageWithState):
 
 @dataclass(eq=False)
 class RelatedSubset(Related):
-    r"""Draw some candidates from those related to the query and the rest from all (DGCN, arXiv:2009.12097).
+    r"""Draw some candidates from those related to the query and the rest from all (DGCN, WWW 2021).
 
     Each of ``count`` places is, with probability beta, filled from the related candidates while there are any left, else
     from all that are not yet drawn. The official code draws with replacement, for items of the positive's category: an

@@ -26,13 +26,14 @@ def test_each_score_is_its_formula():
     negatives = table()
     negatives = negatives.removed(torch.arange(30).expand(4, -1) < 7)
     for i in range(4):
-        row = [float(negatives.query[i] @ key) for key in negatives.keys]
+        query, positive = negatives.query[i].detach(), negatives.positive[i]
+        row = [float(query @ key) for key in negatives.keys]
         kept = row[7:]
         mean = sum(kept) / len(kept)
         std = math.sqrt(sum((s - mean) ** 2 for s in kept) / len(kept))
-        hit = float(negatives.query[i] @ negatives.positive[i])
+        hit = float(query @ positive)
         for j in range(30):
-            of_positive = float(negatives.positive[i] @ negatives.keys[j])
+            of_positive = float(positive @ negatives.keys[j])
             expected = {
                 "anchor": row[j],
                 "positive": of_positive,
