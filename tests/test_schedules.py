@@ -7,7 +7,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from contrastneg.config import plain
-from contrastneg.schedules import Cosine, Linear, Schedule, Step, value
+from contrastneg.schedules import Cosine, Growth, Linear, Power, Ramp, Schedule, Step, value
 
 
 def test_cosine_is_the_key_momentum_of_moco_v3():
@@ -35,7 +35,68 @@ def test_places_that_do_not_rise_within_the_run_are_refused(at):
         Step(1.0, 0.1, at)
 
 
-@pytest.mark.parametrize("schedule", [Linear(0.3, 1.0), Cosine(0.3, 1.0), Linear(1.0, 0.1), Cosine(1.0, 0.1)])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_a_power_is_the_pacing_of_cuco(exponent):
+    pacing = Power(0.0, 1.0, exponent)
+    for x in (0.0, 0.1, 0.37, 0.8, 1.0):
+        assert pacing(x) == pytest.approx(x**exponent)
+    late = Power(1.0, 0.0, exponent, begin=0.5)
+    assert late(0.5) == 1.0
+    assert late(0.75) == pytest.approx(1 - 0.5**exponent)
+
+
+def test_growth_is_the_fixed_exponential_pacing_in_shares_of_the_run():
+    pacing = Growth(0.04, 1.9, every=0.1)
+    for step in range(1001):
+        assert pacing(step / 1000) == pytest.approx(min(1.0, 0.04 * 1.9 ** (step // 100)))
+
+
+def test_growth_below_one_shrinks_to_its_limit():
+    assert [Growth(8.0, 0.5, every=0.25, limit=1.5)(x) for x in (0.0, 0.2, 0.25, 0.5, 0.75, 1.0)] == [
+        8,
+        8,
+        4,
+        2,
+        1.5,
+        1.5,
+    ]
+
+
+def test_a_ramp_adds_one_per_epoch():
+    epochs, steps = 7, 30
+    ramp = Ramp(0, 1, epochs)
+    for step in range(epochs * steps):
+        assert ramp(step / (epochs * steps)) == step // steps  # epoch n of n = 1, 2, ... has n - 1
+    assert ramp(1.0) == epochs - 1
+
+
+@pytest.mark.parametrize("schedule", [Power(0.0, 1.0, 0.5), Power(0.0, 1.0, 2.0), Growth(), Ramp(0, 2, 9)])
+def test_pacings_never_fall(schedule):
+    values = [schedule(x / 200) for x in range(201)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "field", "wrong"),
+    [(Power, "exponent", 0.0), (Growth, "every", 0.0), (Growth, "factor", -1.0), (Ramp, "parts", 0)],
+)
+def test_a_pacing_that_leads_nowhere_is_refused(schedule, field, wrong):
+    ends = {} if schedule is Growth else {"start": 0.0, "by": 1.0} if schedule is Ramp else {"start": 0.0, "end": 1.0}
+    with pytest.raises(ValueError, match=f"{schedule.__name__}.{field} is {wrong}"):
+        schedule(**ends, **{field: wrong})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Linear(0.3, 1.0),
+        Cosine(0.3, 1.0),
+        Linear(1.0, 0.1),
+        Cosine(1.0, 0.1),
+        Power(0.3, 1.0),
+        Power(1.0, 0.1, 2.0),
+    ],
+)
 def test_both_ends_are_met_exactly(schedule):
     assert schedule(0.0) == schedule.start
     assert schedule(1.0) == schedule.end
@@ -54,6 +115,9 @@ class Settings:
         (0.5, 0.5),
         ({"class_path": "Cosine", "init_args": {"start": 0.99, "end": 1.0}}, Cosine(0.99, 1.0)),
         ({"class_path": "Linear", "init_args": {"start": 1, "end": 2, "finish": 0.5}}, Linear(1.0, 2.0, finish=0.5)),
+        ({"class_path": "Power", "init_args": {"start": 1, "end": 0, "exponent": 2}}, Power(1.0, 0.0, 2.0)),
+        ({"class_path": "Growth", "init_args": {"every": 0.1}}, Growth(every=0.1)),
+        ({"class_path": "Ramp", "init_args": {"start": 0, "by": 1, "parts": 100}}, Ramp(0.0, 1.0, 100)),
         (
             {"class_path": "Step", "init_args": {"start": 1, "factor": 0.1, "at": [0.6, 0.8]}},
             Step(1.0, 0.1, (0.6, 0.8)),

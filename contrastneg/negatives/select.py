@@ -1,4 +1,8 @@
-"""Stages that keep some candidates and drop the others."""
+"""Stages that keep a random part of the candidates, and what all stages that keep a part have in common.
+
+A stage that knows the law of its draw leaves in ``log_prob`` the logarithm of the probability with which each candidate
+was kept, so that :class:`contrastneg.negatives.SamplingCorrection` can undo the law.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,6 +14,9 @@ from torch import Tensor
 
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.schedules import Schedule, value
+
+Mass = Literal["preserve", "plain"]
+"""Whether kept candidates take over the weight of dropped ones."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +32,55 @@ class UniformSubset(Stage):
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
-    mass: Literal["preserve", "plain"] = "preserve"
+    mass: Mass = "preserve"
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.count, int) and self.count < 1:
-            raise ValueError(f"UniformSubset.count is {self.count}: keep at least 1 candidate")
+        check_count(self)
+        object.__setattr__(self, "gives", known_law(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
-        count = max(1, round(value(self.count, clock.progress)))
         draws = clock.generator("UniformSubset", negatives.similarity.device)
-        chosen = gumbel_top(negatives.kept.to(negatives.similarity.dtype).log(), count, draws)
-        before = negatives.kept.sum(dim=1, keepdim=True)
-        log_share = (before.clamp(1, count) / before.clamp(min=1)).log()  # probability that a candidate is kept
-        thinned = negatives.removed(~chosen)
-        if self.mass == "preserve":
-            thinned = replace(thinned, log_weight=thinned.log_weight - log_share)
-        return replace(thinned, log_prob=log_share.expand_as(thinned.log_weight).masked_fill(~chosen, -math.inf))
+        return uniform_subset(negatives, count_at(self.count, clock), self.mass, draws)
+
+
+def uniform_subset(negatives: Negatives, count: int, mass: Mass, generator: torch.Generator) -> Negatives:
+    """The table with at most ``count`` uniformly drawn candidates per query.
+
+    Args:
+        negatives: The table.
+        count: Candidates kept per query.
+        mass: See :func:`keep_only`.
+        generator: On the device of the table.
+    """
+    chosen = gumbel_top(negatives.kept.to(negatives.similarity.dtype).log(), count, generator)
+    before = negatives.kept.sum(dim=1, keepdim=True)
+    log_share = (before.clamp(1, count) / before.clamp(min=1)).log().to(negatives.similarity.dtype)
+    return keep_only(negatives, chosen, mass, log_share.expand_as(chosen))
+
+
+def keep_only(
+    negatives: Negatives, chosen: Bool[Tensor, "B M"], mass: Mass, log_prob: Float[Tensor, "B M"] | None = None
+) -> Negatives:
+    """The table with only the chosen ones of its candidates.
+
+    Args:
+        negatives: The table.
+        chosen: The candidates to keep; those that were removed before stay removed.
+        mass: "preserve" gives the chosen the weight (candidates before) / (candidates chosen) each, "plain" leaves their
+            weights alone.
+        log_prob: Logarithm of the probability with which a candidate was chosen; None where that is not known. That of
+            an earlier draw is multiplied with it.
+    """
+    chosen = chosen & negatives.kept
+    thinned = negatives.removed(~chosen)
+    if mass == "preserve":
+        before, after = negatives.kept.sum(dim=1, keepdim=True), chosen.sum(dim=1, keepdim=True)
+        thinned = replace(thinned, log_weight=thinned.log_weight + (before.clamp(min=1) / after.clamp(min=1)).log())
+    if log_prob is not None and negatives.log_prob is not None:
+        log_prob = log_prob + negatives.log_prob
+    return replace(thinned, log_prob=None if log_prob is None else log_prob.masked_fill(~chosen, -math.inf))
 
 
 def gumbel_top(log_law: Float[Tensor, "B M"], count: int, generator: torch.Generator) -> Bool[Tensor, "B M"]:
@@ -56,8 +94,63 @@ def gumbel_top(log_law: Float[Tensor, "B M"], count: int, generator: torch.Gener
     Returns:
         The drawn entries; all that can be drawn, in rows with fewer than ``count`` of them.
     """
+    return draw_by_law(log_law, count, generator)[0]
+
+
+def draw_by_law(
+    log_law: Float[Tensor, "B M"], count: int, generator: torch.Generator
+) -> tuple[Bool[Tensor, "B M"], Float[Tensor, "B M"]]:
+    r"""Draw without replacement from a law per row, and how probable each draw was.
+
+    The largest of log-probability plus Gumbel noise are drawn. Let k be the largest of the noisy values that were not
+    drawn. Given the others' noise, candidate j was drawn with probability
+
+    .. math:: 1 - \exp(-e^{\log \pi_j - k})
+
+    and sums over the drawn ones divided by these are unbiased for the sum over all (arXiv:1903.06059).
+
+    Args:
+        log_law: Logarithm of the law, up to a constant per row; -inf is never drawn.
+        count: Draws per row, at least 1.
+        generator: On the device of ``log_law``.
+
+    Returns:
+        The drawn entries, all that can be drawn in rows with no more than ``count`` of them; and the logarithm of the
+        probability above for every entry, drawn or not.
+    """
     uniform = torch.rand(log_law.shape, generator=generator, device=log_law.device, dtype=log_law.dtype)
     noise = -torch.log(-torch.log(uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - torch.finfo(uniform.dtype).eps)))
-    top = (log_law + noise).topk(min(count, log_law.shape[1]), dim=1).indices
-    drawn = torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, top, True)
-    return drawn & (log_law > -torch.inf)
+    best = (log_law + noise).topk(min(count + 1, log_law.shape[1]), dim=1)
+    drawn = torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, best.indices[:, :count], True)
+    drawn &= log_law > -torch.inf
+    if best.values.shape[1] <= count:  # all there are
+        return drawn, torch.zeros_like(log_law)
+    above = log_law - best.values[:, count:]
+    # 1 - exp(-x) is x for small x, and there the direct form would lose it.
+    log_prob = torch.where(above < -15, above, torch.log(-torch.expm1(-above.clamp(min=-15).exp())))
+    return drawn, log_prob.nan_to_num(nan=-torch.inf)  # -inf - -inf where neither can be drawn
+
+
+def known_law(mass: Mass) -> frozenset[str]:
+    """What later stages may rely on after a draw whose law is known; "plain mass" if the weights are untouched by it."""
+    return frozenset({"log_prob", "plain mass"} if mass == "plain" else {"log_prob"})
+
+
+def count_at(count: int | Schedule, clock: Clock) -> int:
+    """A number of candidates at this point of the run, at least 1."""
+    return max(1, round(value(count, clock.progress)))
+
+
+def check_count(stage: Stage, name: str = "count") -> None:
+    """Refuse to keep fewer than one candidate."""
+    count = getattr(stage, name)
+    if isinstance(count, int) and count < 1:
+        raise ValueError(f"{type(stage).__name__}.{name} is {count}: keep at least 1 candidate")
+
+
+def check_range(stage: object, name: str, lowest: float, highest: float = math.inf) -> None:
+    """Refuse a number outside a closed range; schedules are taken at their word."""
+    number = getattr(stage, name)
+    if not isinstance(number, Schedule) and not lowest <= number <= highest:
+        wanted = f"{lowest} or more" if highest == math.inf else f"a number from {lowest} to {highest}"
+        raise ValueError(f"{type(stage).__name__}.{name} is {number}: give {wanted}")
