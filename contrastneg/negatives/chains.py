@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.negatives.bank import (
@@ -107,9 +107,12 @@ class MetropolisChain(OnGraph):
         new = state < 0
         state = torch.where(new, fresh, state)
         tilt = value(self.exponent, clock.progress) / value(self.temperature, clock.progress)
-        for move in range(self.burn_in + self.moves):
-            after = self._move(state, query, own, tilt, draws)
-            state = after if move >= self.burn_in else torch.where(new, after, state)
+        score = similarity_to(self.memory, query, state)
+        for move in range(0 if new.any() else self.burn_in, self.burn_in + self.moves):
+            proposed, there, accepted = self._move(state, score, query, own, tilt, draws)
+            if move < self.burn_in:
+                accepted = accepted & new
+            state, score = torch.where(accepted, proposed, state), torch.where(accepted, there, score)
         return state
 
     def _fresh(self, own: Int64[Tensor, " B"], draws: torch.Generator) -> Int64[Tensor, "B chains"]:
@@ -120,15 +123,22 @@ class MetropolisChain(OnGraph):
         return others.masked_fill(others == own[:, None], -1)  # a later visit tries again
 
     def _move(
-        self, state: Int64[Tensor, "B C"], query: Tensor, own: Int64[Tensor, " B"], tilt: float, draws: torch.Generator
-    ) -> Int64[Tensor, "B C"]:
+        self,
+        state: Int64[Tensor, "B C"],
+        score: Float[Tensor, "B C"],
+        query: Float[Tensor, "B D"],
+        own: Int64[Tensor, " B"],
+        tilt: float,
+        draws: torch.Generator,
+    ) -> tuple[Int64[Tensor, "B C"], Float[Tensor, "B C"], Bool[Tensor, "B C"]]:
+        """What is proposed to each chain, its similarity to the query, and whether it is accepted."""
         drawn = torch.rand(3, *state.shape, generator=draws, device=draws.device).to(state.device)
         proposed = self.propose(state, drawn[0], drawn[1], draws)
-        before, after = (similarity_to(self.memory, query, ids) for ids in (state, proposed))
-        ratio = tilt * (after - before)
+        there = similarity_to(self.memory, query, proposed)
+        ratio = tilt * (there - score)
         ratio = ratio + self.proposal(proposed, state).log() - self.proposal(state, proposed).log()
         good = (proposed >= 0) & (state >= 0) & (proposed != own[:, None]) & (self.memory.known(proposed) >= 0)
-        return torch.where(good & (drawn[2].log() < ratio), proposed, state)
+        return proposed, there, good & (drawn[2].log() < ratio)
 
     def propose(
         self, state: Int64[Tensor, "B C"], which: Tensor, choice: Tensor, draws: torch.Generator

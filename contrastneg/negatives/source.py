@@ -133,7 +133,7 @@ class MinedNeighbours(OnGraph):
         order = torch.rand(ids.shape, generator=draws, device=ids.device)
         listed, _ = largest(order, ids, count) if count else (ids[:, :0], None)
         drawn = self.memory.draw((len(own), count + uniform), draws)
-        spare = (torch.arange(count + uniform, device=ids.device) >= uniform) & (listed >= 0).any(dim=1)[:, None]
-        ids = torch.cat([listed, drawn.masked_fill(spare, -1)], dim=1)
+        listed = torch.where((listed >= 0).any(dim=1, keepdim=True), listed, drawn[:, :count])
+        ids = torch.cat([listed, drawn[:, count:]], dim=1)
         ids, _ = filled_up(negatives, self.memory, ids, self.combine, draws)
         return joined(negatives, self.memory, ids, self.combine)

@@ -57,7 +57,9 @@ def one_step_frequencies(stage, query, own, tilt, repeats=4000):
     counts = torch.zeros(NODES, NODES)
     start = torch.arange(NODES).repeat_interleave(repeats)[None]
     draws = torch.Generator().manual_seed(0)
-    after = stage._move(start, query[None], torch.tensor([own]), tilt, draws)
+    score = stage.memory.keys[start] @ query
+    proposed, _, accepted = stage._move(start, score, query[None], torch.tensor([own]), tilt, draws)
+    after = torch.where(accepted, proposed, start)
     for x in range(NODES):
         counts[x] = after[0][start[0] == x].bincount(minlength=NODES)
     return counts / repeats
@@ -125,6 +127,9 @@ def test_only_the_first_visit_burns_in():
     stage.moved(units(2, seed=8), torch.tensor([3, 4]), clock(), torch.Generator().manual_seed(0))
     assert len(calls) == 8
     assert calls[:6] == [[1, 2]] * 6  # known chains wait until the burn-in of the new ones is over
+    calls.clear()
+    stage.moved(units(1, seed=8), torch.tensor([3]), clock(), torch.Generator().manual_seed(0))
+    assert len(calls) == 3
 
 
 def test_with_one_remembered_image_there_is_nobody_to_draw():

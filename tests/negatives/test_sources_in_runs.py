@@ -63,6 +63,7 @@ def test_every_source_trains_from_plain_settings(combine):
     stages = [(name, settings | {"combine": combine}) for name, settings in SMALL.items()]
     if combine == "replace":  # one after the other, each takes the place of the last
         stages.append(("UniformSubset", {"count": 3}))
+        stages.append(("MoCHi", {"pool": 4, "pair_mixes": 3, "query_mixes": 2, "warmup_epochs": 1.0}))
     model = method("MoCo", stages, symmetric=True)
     trainer = trained(model, 3)
     assert trainer.callback_metrics["train/loss"].isfinite()
