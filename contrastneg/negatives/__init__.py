@@ -1,9 +1,13 @@
 """The table of negatives, and the stages that edit it."""
 
 from contrastneg.negatives.adaptive import AdaptiveCount
+from contrastneg.negatives.bank import Bank
+from contrastneg.negatives.caches import HardCache, ScoreHistory
+from contrastneg.negatives.chains import MetropolisChain
 from contrastneg.negatives.clusters import SameCluster
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.eliminate import AbovePositive, OracleSameLabel, Redundant
+from contrastneg.negatives.graph import Edges
 from contrastneg.negatives.hard import (
     GapSubset,
     HardestOfRandom,
@@ -30,21 +34,29 @@ from contrastneg.negatives.related import RelatedSubset, RelatedWeight
 from contrastneg.negatives.scores import score_of
 from contrastneg.negatives.select import UniformSubset
 from contrastneg.negatives.soft_clusters import SoftClusterWeight
+from contrastneg.negatives.source import MemoryBank, MinedNeighbours
 from contrastneg.negatives.support import SupportMemory, SupportViews
 from contrastneg.negatives.synthesize import MoCHi
+from contrastneg.negatives.walks import CooccurrenceRows, GraphWalk, GuidedWalk, PageRankBand
 from contrastneg.negatives.weight import FixedMass, GaussianWeight, HardnessWeight, SamplingCorrection
 
 __all__ = [
     "AbovePositive",
     "AdaptiveCount",
+    "Bank",
     "Clock",
     "ClusterSize",
     "ColumnSize",
+    "CooccurrenceRows",
+    "Edges",
     "Facts",
     "FixedMass",
     "GapSubset",
     "GaussianWeight",
     "GlobalQuantile",
+    "GraphWalk",
+    "GuidedWalk",
+    "HardCache",
     "HardestOfRandom",
     "HardestQueries",
     "HardestSubset",
@@ -52,11 +64,15 @@ __all__ = [
     "HardnessWeight",
     "HitRate",
     "InDegree",
+    "MemoryBank",
     "MetadataTiers",
+    "MetropolisChain",
+    "MinedNeighbours",
     "MoCHi",
     "Negatives",
     "OracleClassSize",
     "OracleSameLabel",
+    "PageRankBand",
     "Pipeline",
     "PopularSubset",
     "Popularity",
@@ -68,6 +84,7 @@ __all__ = [
     "RelatedWeight",
     "SameCluster",
     "SamplingCorrection",
+    "ScoreHistory",
     "SemiHardSubset",
     "SoftClusterWeight",
     "SoftmaxSubset",
