@@ -422,7 +422,7 @@ def test_two_processes_stopped_within_an_epoch_and_resumed_report_what_unbroken_
         "--checkpoint-every",
         2,
     ]
-    arguments += ["--limit-images", 205, "--final_scores", "false"]  # 12 whole steps, and one of 7 and 6 images
+    arguments += ["--limit-images", 605, "--final_scores", "false"]  # 37 whole steps, and one of 7 and 6 images
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(*arguments, "--run", whole)
     _, errors = process.communicate(timeout=150)
@@ -433,13 +433,13 @@ def test_two_processes_stopped_within_an_epoch_and_resumed_report_what_unbroken_
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 143, errors
     state = torch.load(broken / "checkpoints" / "interrupted.ckpt", weights_only=True)
-    assert 0 < state["global_step"] < 13
+    assert 0 < state["global_step"] < 38
     process = start("--resume", broken)
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert metrics_of(broken) == metrics_of(whole)
     epochs = [row for row in metrics_of(whole) if row["epoch/loss"]]
-    assert [int(row["step"]) for row in epochs] == [12, 25]
+    assert [int(row["step"]) for row in epochs] == [37, 75]
     assert all(row[name] for row in epochs for name in ("epoch/accuracy", "probe/accuracy", "knn/top1"))
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, broken)]
     assert differences(*states) == []
