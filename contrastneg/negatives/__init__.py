@@ -3,7 +3,8 @@
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.pipeline import Pipeline, Record, check_pipeline, run_stages
 from contrastneg.negatives.select import UniformSubset
-from contrastneg.negatives.synthesize import MoCHi
+from contrastneg.negatives.synco import SynCo
+from contrastneg.negatives.synthesize import MoCHi, PositiveMix
 
 __all__ = [
     "Clock",
@@ -11,9 +12,11 @@ __all__ = [
     "MoCHi",
     "Negatives",
     "Pipeline",
+    "PositiveMix",
     "Record",
     "Stage",
     "StageWithState",
+    "SynCo",
     "UniformSubset",
     "check_pipeline",
     "run_stages",
