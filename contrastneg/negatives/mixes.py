@@ -170,7 +170,8 @@ def products(
         chosen = keys.flatten(0, -2).index_select(0, _flat(keys, part, column[part]).flatten())
         chosen = chosen.view(*column[part].shape, keys.shape[-1])
         own = vector[part] if vector.ndim == 3 else vector[part, None]
-        found[part] = torch.linalg.vecdot(chosen, own)
+        with torch.autocast(chosen.device.type, enabled=False):
+            found[part] = torch.linalg.vecdot(chosen, own)
     return found
 
 

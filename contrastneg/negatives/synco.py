@@ -82,13 +82,13 @@ class SynCo(Stage):
         extrapolation, noise, shift, sign_shift = (
             value(number, clock.progress) for number in (self.extrapolation, self.noise, self.shift, self.sign_shift)
         )
-        query = negatives.query
+        query, share = negatives.query, shift / (1 + shift)
         kinds = [
             interpolated(query, pool, counts[0], (0.0, 0.5), draws),
             interpolated(query, pool, counts[1], (1 - extrapolation, 0.0), draws),
             mixed(pool, counts[2], draws),
             noisy(query, pool, counts[3], noise, draws),
-            interpolated(query, pool, counts[4], (shift / (1 + shift),) * 2, draws),
+            interpolated(query, pool, counts[4], (share, share), draws),
             signed(query, pool, counts[5], sign_shift, draws),
         ]
         return negatives.appended(torch.cat(kinds, dim=1), kept=pool.kept)
@@ -118,7 +118,8 @@ def noisy(
     noise = scale * torch.randn(size, generator=generator, device=query.device, dtype=query.dtype)
     along_key = products(pool.keys, pool.column.gather(1, x), noise)
     norm = (1 + 2 * along_key + noise.square().sum(dim=2)).sqrt()
-    along_query = (noise @ query[:, :, None]).squeeze(2)
+    with torch.autocast(query.device.type, enabled=False):
+        along_query = (noise @ query[:, :, None]).squeeze(2)
     return (pool.similarity.gather(1, x) + along_query) / norm.clamp(min=1e-12)
 
 
