@@ -3,6 +3,7 @@
 from contrastneg.negatives.adversarial import AdversarialShift
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.generate import GeneratedNegatives
+from contrastneg.negatives.hops import HopMix
 from contrastneg.negatives.learned import AdversarialBank
 from contrastneg.negatives.pipeline import Pipeline, Record, check_pipeline, run_stages
 from contrastneg.negatives.policy import BestResponse, LearnedPolicy
@@ -17,6 +18,7 @@ __all__ = [
     "Clock",
     "Facts",
     "GeneratedNegatives",
+    "HopMix",
     "LearnedPolicy",
     "MoCHi",
     "Negatives",
