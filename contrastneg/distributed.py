@@ -80,6 +80,18 @@ def global_mean(values: Float[Tensor, " b"], valid: Bool[Tensor, " b"] | None = 
     return torch.where(valid, values, 0).sum() * world_size() / count.clamp(min=1)
 
 
+def total(x: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
+    """Sum over all ranks of a tensor that has the same shape on each, without gradient.
+
+    Args:
+        x: This rank's numbers.
+    """
+    x = x.detach().clone()
+    if _active():
+        dist.all_reduce(x)
+    return x
+
+
 def shuffle_batch(
     x: Shaped[Tensor, "b *rest"], generator: torch.Generator
 ) -> tuple[Shaped[Tensor, "b *rest"], Int64[Tensor, " b"]]:

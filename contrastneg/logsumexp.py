@@ -5,6 +5,7 @@ numbers are sums over keys, so one walk over tiles of keys yields them together 
 Where stages edit the table it must exist; then :func:`table_logsumexp` touches it as few times as it can.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,9 @@ from torch.autograd.function import once_differentiable
 # Keys per tile. On a CPU the (B, tile) block should stay in the second-level cache; a GPU wants few, large launches.
 CPU_TILE = 512
 GPU_TILE = 8192
+# Numbers of a table that are worked on at once.
+TABLE_CPU = 1 << 17
+TABLE_GPU = 1 << 24
 
 
 def one_pass_logsumexp(
@@ -85,7 +89,7 @@ def table_logsumexp(
 
     .. math:: \log \sum_j w_j e^{n_j / t}
 
-    One table is made forward and one backward; torch's own operators would make about eight, and at 65,536 columns it is
+    No table is made forward and one backward; torch's own operators would make about eight, and at 65,536 columns it is
     memory, not arithmetic, that takes the time.
 
     Args:
@@ -147,27 +151,46 @@ class _OnePass(torch.autograd.Function):
 
 
 class _TableLogSumExp(torch.autograd.Function):
+    """Keeps the table itself and one number per row; a few rows at a time, so that no second table is made forward."""
+
     @staticmethod
     def forward(ctx, neg, log_weight, temperature):
-        weight = neg / temperature
-        if log_weight is not None:
-            weight.add_(log_weight)
-        # At least a finite number: -inf minus -inf would be NaN in a row without entries.
-        top = weight.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(weight.dtype).min)
-        weight.sub_(top).exp_()
-        total = weight.sum(dim=1, keepdim=True)
+        lse = neg.new_empty(len(neg))
+        for part in _row_parts(neg):
+            weight = _logits(neg, log_weight, temperature, part)
+            # At least a finite number: -inf minus -inf would be NaN in a row without entries.
+            top = weight.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(weight.dtype).min)
+            lse[part] = (top + weight.sub_(top).exp_().sum(dim=1, keepdim=True).log_())[:, 0]
         ctx.temperature = temperature
-        ctx.save_for_backward(weight, total)
-        return (top + total.log())[:, 0]
+        ctx.save_for_backward(neg, log_weight, lse)
+        return lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_lse):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, total = ctx.saved_tensors
-        scale = grad_lse[:, None] / total.clamp(min=1)  # total is 0, or at least 1 from the maximum itself
-        for_neg = weight * (scale / ctx.temperature) if ctx.needs_input_grad[0] else None
-        for_log_weight = weight * scale if ctx.needs_input_grad[1] else None
-        return for_neg, for_log_weight, None
+        neg, log_weight, lse = ctx.saved_tensors
+        to_neg, to_weight, _ = ctx.needs_input_grad
+        share = torch.empty_like(neg)
+        scale = grad_lse[:, None] if to_weight else grad_lse[:, None] / ctx.temperature
+        lowest = lse.clamp(min=torch.finfo(lse.dtype).min)[:, None]  # finite, as above
+        for part in _row_parts(neg):
+            weight = _logits(neg, log_weight, ctx.temperature, part).sub_(lowest[part]).exp_()
+            share[part] = weight.mul_(scale[part])
+        if not to_weight:
+            return share, None, None
+        return (share / ctx.temperature if to_neg else None), share, None
+
+
+def _logits(neg: Tensor, log_weight: Tensor | None, temperature: float, part: slice) -> Tensor:
+    logit = neg[part] / temperature
+    return logit if log_weight is None else logit.add_(log_weight[part])
+
+
+def _row_parts(table: Tensor) -> Iterator[slice]:
+    """Rows whose numbers stay in the second-level cache of a CPU, or that are a good launch on a GPU."""
+    numbers = TABLE_CPU if table.device.type == "cpu" else TABLE_GPU
+    step = max(1, numbers // max(1, table.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(table), step))
 
 
 def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:

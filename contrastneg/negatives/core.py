@@ -154,6 +154,12 @@ class Negatives:
         """Candidates that are keys; further columns are synthetic."""
         return self.keys.shape[-2]
 
+    @property
+    def untouched(self) -> bool:
+        """Whether every candidate counts once, as :meth:`of` made them: one zero in memory stands for all weights."""
+        one = self.log_weight.untyped_storage().nbytes() == self.log_weight.element_size()
+        return one and self.log_weight.numel() > 0 and self.log_weight[0, 0].item() == 0
+
     def removed(self, mask: Bool[Tensor, "B M"]) -> "Negatives":
         """The table without the candidates in ``mask``."""
         attracted = None if self.attracted is None else self.attracted & ~mask
@@ -171,9 +177,14 @@ class Negatives:
             similarity: Their cosine with the query, differentiable in the query.
             kept: Which of them count; None means all.
         """
-        added = torch.zeros_like(similarity).detach()
+        added = similarity.new_zeros(1, 1).expand_as(similarity)
         if kept is not None:
             added = added.masked_fill(~kept, -torch.inf)
+        wider = torch.cat([self.similarity, similarity], dim=1)
+        if kept is None and self.untouched:  # still one zero for all
+            log_weight = wider.new_zeros(1, 1).expand_as(wider)
+        else:
+            log_weight = torch.cat([self.log_weight, added], dim=1)
         no_image = self.key_id.new_full((*self.key_id.shape[:-1], similarity.shape[1]), -1)
         log_prob = self.log_prob
         if log_prob is not None:  # nobody drew them, and logQ corrections must see that
@@ -184,8 +195,8 @@ class Negatives:
         return replace(
             self,
             attracted=attracted,
-            similarity=torch.cat([self.similarity, similarity], dim=1),
-            log_weight=torch.cat([self.log_weight, added], dim=1),
+            similarity=wider,
+            log_weight=log_weight,
             key_id=torch.cat([self.key_id, no_image], dim=-1),
             log_prob=log_prob,
         )

@@ -1,19 +1,13 @@
-"""Stages that make candidates which no image gave."""
+"""Stages that append mixes of a query's hardest candidates, with each other, with the query or with its positive."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.mixes import Pool, pair_norms, pair_similarity, products, query_similarity
 from contrastneg.schedules import Schedule, value
-
-CHUNK = 1 << 20  # numbers gathered or compared at once: 4 MiB in float32, so that they stay in the cache
-GROUP = 8  # columns that share one maximum in the search for the hardest
 
 
 @dataclass(frozen=True)
@@ -47,150 +41,82 @@ class MoCHi(Stage):
     def __post_init__(self) -> None:
         if isinstance(self.pool, int) and self.pool < 1:
             raise ValueError(f"MoCHi.pool is {self.pool}: mix at least 1 candidate")
-        for name in ("pair_mixes", "query_mixes", "warmup_epochs"):
-            number = getattr(self, name)
-            if not isinstance(number, Schedule) and number < 0:
-                raise ValueError(f"MoCHi.{name} is {number}: give 0 or more")
+        check_not_negative(self, "pair_mixes", "query_mixes", "warmup_epochs")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``pair_mixes + query_mixes`` columns more."""
-        pairs, singles = (max(0, round(value(n, clock.progress))) for n in (self.pair_mixes, self.query_mixes))
+        pairs, singles = (whole(n, clock) for n in (self.pair_mixes, self.query_mixes))
         if clock.epoch < self.warmup_epochs or negatives.n_keys == 0 or pairs + singles == 0:
             return negatives
-        query, keys = negatives.query, negatives.keys.detach()
-        pool = min(max(1, round(value(self.pool, clock.progress))), negatives.n_keys)
-        table, kept = negatives.similarity[:, : negatives.n_keys].detach(), negatives.kept[:, : negatives.n_keys]
-        hardest = hardest_columns(table, kept, pool)  # (B, N)
-        size = kept.sum(dim=1).clamp(max=pool)  # candidates in each query's pool
-        similarity = _OfColumns.apply(query, keys, table, hardest)  # (B, N)
-
-        draws = clock.generator("MoCHi", table.device)
-        (x, y), a = draw(size, pairs, 2, 1.0, similarity.dtype, draws)
-        product = pair_products(keys, hardest.gather(1, x), hardest.gather(1, y))
-        of_pairs = pair_similarity(similarity.gather(1, x), similarity.gather(1, y), product.to(a.dtype), a)
-        (x,), b = draw(size, singles, 1, 0.5, similarity.dtype, draws)
-        of_singles = query_similarity(query, similarity.gather(1, x), b)
-        return negatives.appended(torch.cat([of_pairs, of_singles], dim=1), kept=(size > 0)[:, None])
+        pool = Pool.of(negatives, whole(self.pool, clock))
+        draws = clock.generator("MoCHi", negatives.similarity.device)
+        (x, y), a = pool.draw(pairs, 2, (0.0, 1.0), draws)
+        norm = pair_norms(pool.keys, pool.column.gather(1, x), pool.column.gather(1, y), a)
+        of_pairs = pair_similarity(pool.similarity.gather(1, x), pool.similarity.gather(1, y), norm, a)
+        (x,), b = pool.draw(singles, 1, (0.0, 0.5), draws)
+        of_singles = query_similarity(negatives.query, pool.similarity.gather(1, x), b)
+        return negatives.appended(torch.cat([of_pairs, of_singles], dim=1), kept=pool.kept)
 
 
-def hardest_columns(
-    similarity: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"], count: int
-) -> Int64[Tensor, "B count"]:
-    """Columns of the ``count`` most similar kept candidates of each query, hardest first, removed ones last.
+@dataclass(frozen=True)
+class PositiveMix(Stage):
+    r"""Append mixes of each query's positive p with its hardest candidates (positive mixing of MixGCF, KDD 2021).
 
-    Exact in two steps: the ``count`` groups of columns with the largest maxima hold the ``count`` largest entries, so
-    only their members are sorted. A few rows at a time.
-    """
-    columns = similarity.shape[1]
-    grouped = columns - columns % GROUP
-    offsets = torch.arange(0, grouped, max(1, grouped // GROUP), device=similarity.device)
-    rest = torch.arange(grouped, columns, device=similarity.device)
-    found = []
-    for part in _row_parts(len(similarity), columns):
-        ranked = similarity[part].masked_fill(~kept[part], -torch.inf)
-        if grouped // GROUP <= 2 * count:  # too few groups for two steps to gain anything
-            found.append(ranked.topk(count, dim=1).indices)
-            continue
-        maxima = ranked[:, :grouped].unflatten(1, (GROUP, -1)).amax(dim=1)  # group g holds columns g, g + K/8, ...
-        groups = maxima.topk(count, dim=1, sorted=False).indices
-        members = torch.cat([(groups[:, None] + offsets[:, None]).flatten(1), rest.expand(len(ranked), -1)], dim=1)
-        found.append(members.gather(1, ranked.gather(1, members).topk(count, dim=1).indices))
-    return torch.cat(found) if found else torch.empty(0, count, dtype=torch.long, device=similarity.device)
+    .. math:: h = \frac{a p + (1 - a) x}{\|a p + (1 - a) x\|}, \quad a \sim U(0, \texttt{largest})
 
-
-def draw(
-    size: Int64[Tensor, " B"],
-    count: int,
-    partners: int,
-    largest: float,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-) -> tuple[Int64[Tensor, "partners B count"], Float[Tensor, "B count"]]:
-    """Ranks of mixing partners, uniform over each query's pool with replacement, and coefficients from U(0, largest)."""
-    rows, device = len(size), size.device
-    place = torch.rand(partners, rows, count, generator=generator, device=device)
-    last = (size - 1).clamp(min=0)[:, None]
-    rank = torch.minimum((place * size[:, None]).long(), last)  # rounding may reach the size itself
-    return rank, largest * torch.rand(rows, count, generator=generator, device=device).to(dtype)
-
-
-def pair_similarity(
-    x: Float[Tensor, "B s"], y: Float[Tensor, "B s"], product: Float[Tensor, "B s"], a: Float[Tensor, "B s"]
-) -> Float[Tensor, "B s"]:
-    r"""Cosine of the query with mixes of two keys.
-
-    .. math:: (a s_x + (1 - a) s_y) / \sqrt{a^2 + (1 - a)^2 + 2 a (1 - a) x \cdot y}
-
-    Args:
-        x: Cosine of the query with the one key.
-        y: Cosine of the query with the other.
-        product: Dot product of the two keys.
-        a: Share of the one key.
-    """
-    norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * product).sqrt()
-    return (a * x + (1 - a) * y) / norm.clamp(min=1e-12)
-
-
-def query_similarity(
-    query: Float[Tensor, "B D"], x: Float[Tensor, "B s"], b: Float[Tensor, "B s"]
-) -> Float[Tensor, "B s"]:
-    r"""Cosine of the query with mixes of itself, held constant, and a key.
-
-    .. math:: (b + (1 - b) s_x) / \sqrt{b^2 + (1 - b)^2 + 2 b (1 - b) s_x}
-
-    Args:
-        query: Unit-norm queries.
-        x: Cosine of the query with the key.
-        b: Share of the query.
-    """
-    norm = (b**2 + (1 - b) ** 2 + 2 * b * (1 - b) * x.detach()).sqrt()
-    itself = (query * query.detach()).sum(dim=1, keepdim=True)  # 1, with the query as its gradient
-    return (b * itself + (1 - b) * x) / norm.clamp(min=1e-12)
-
-
-@torch.no_grad()
-def pair_products(
-    keys: Float[Tensor, "*per_query K D"], first: Int64[Tensor, "B s"], second: Int64[Tensor, "B s"]
-) -> Float[Tensor, "B s"]:
-    """Dot products of the keys in two columns of each row, in float32 at least."""
-    products = torch.empty(first.shape, dtype=torch.promote_types(keys.dtype, torch.float32), device=keys.device)
-    for part in _row_parts(len(first), first.shape[1] * keys.shape[-1]):
-        products[part] = torch.linalg.vecdot(_gathered(keys, part, first), _gathered(keys, part, second))
-    return products
-
-
-class _OfColumns(torch.autograd.Function):
-    """Entries of the table with gradient to the query only, as a weighted sum of keys.
-
-    A gather from the table would give the same and fill a second (B, K) table for it, and reach keys that are trained.
+    An analogy: MixGCF mixes the layers of a graph network, here there is one embedding; :class:`HopMix` has the layers.
+    The paper draws a from U(0, 1); at 1 the mix is the positive itself, a false negative made by hand, so the default
+    stops at a half (ours). Mixes are constants: the gradient reaches the query through the
+    similarity alone.
     """
 
-    @staticmethod
-    def forward(ctx, query, keys, table, column):
-        ctx.save_for_backward(keys, column)
-        return table.gather(1, column)
+    kind: ClassVar[str] = "synthesize"
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        keys, column = ctx.saved_tensors
-        for_query = grad.new_empty(len(grad), keys.shape[-1])
-        for part in _row_parts(len(grad), column.shape[1] * keys.shape[-1]):
-            chosen = _gathered(keys, part, column).to(grad.dtype)
-            for_query[part] = (grad[part, None] @ chosen).squeeze(1)
-        return for_query, None, None, None
+    pool: int | Schedule = 64
+    """Candidates, hardest first, that are mixed. A number or a schedule."""
+    count: int | Schedule = 64
+    """Mixes per query. A number or a schedule."""
+    largest: float | Schedule = 0.5
+    """Largest share of the positive, in [0, 1]. A number or a schedule."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pool, int) and self.pool < 1:
+            raise ValueError(f"PositiveMix.pool is {self.pool}: mix at least 1 candidate")
+        check_not_negative(self, "count")
+        check_share(self, "largest")
+
+    def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
+        """The table with ``count`` columns more."""
+        count = whole(self.count, clock)
+        if negatives.n_keys == 0 or count == 0:
+            return negatives
+        pool = Pool.of(negatives, whole(self.pool, clock))
+        draws = clock.generator("PositiveMix", negatives.similarity.device)
+        (x,), a = pool.draw(count, 1, (0.0, value(self.largest, clock.progress)), draws)
+        positive = negatives.positive.detach().to(negatives.similarity.dtype)
+        product = products(pool.keys, pool.column.gather(1, x), positive)
+        norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * product).clamp(min=0).sqrt()
+        of_positive = (negatives.query * positive).sum(dim=1, keepdim=True).expand_as(a)
+        return negatives.appended(pair_similarity(of_positive, pool.similarity.gather(1, x), norm, a), kept=pool.kept)
 
 
-def _gathered(keys: Tensor, part: slice, column: Tensor) -> Tensor:
-    """Keys in some rows' columns, (rows, s, D); ``index_select`` is three times as fast as indexing on a CPU."""
-    column = column[part]
-    if keys.ndim == 3:  # per query: lay all rows' keys in one list
-        column = column + keys.shape[1] * torch.arange(part.start, part.stop, device=keys.device)[:, None]
-    rows = keys.flatten(0, -2).index_select(0, column.flatten()).unflatten(0, column.shape)
-    return rows.to(torch.promote_types(keys.dtype, torch.float32))  # keys may be kept in bfloat16
+def whole(setting: int | Schedule, clock: Clock) -> int:
+    """A setting that counts something, at a point of the run: a whole number of at least 0."""
+    return max(0, round(value(setting, clock.progress)))
 
 
-def _row_parts(rows: int, numbers_per_row: int) -> Iterator[slice]:
-    """The rows in parts of about ``CHUNK`` numbers, at least one row each."""
-    step = max(1, CHUNK // max(1, numbers_per_row))
-    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+def check_not_negative(stage: Stage, *names: str) -> None:
+    """Refuse settings below 0; a schedule is not asked."""
+    for name in names:
+        number = getattr(stage, name)
+        if not isinstance(number, Schedule) and number < 0:
+            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give 0 or more")
+
+
+def check_share(stage: Stage, *names: str) -> None:
+    """Refuse settings outside [0, 1]; a schedule is not asked."""
+    for name in names:
+        number = getattr(stage, name)
+        if not isinstance(number, Schedule) and not 0 <= number <= 1:
+            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number from 0 to 1")

@@ -38,12 +38,12 @@ def drawn(count, partners, seed=3):
 
 
 def test_similarities_of_pair_mixes_and_their_gradient_are_those_of_the_mixes_made():
-    from contrastneg.negatives.synthesize import pair_products, pair_similarity
+    from contrastneg.negatives.mixes import pair_norms, pair_similarity
 
     negatives = table(grad=True)
     column, a = drawn(30, 2)
     x, y = (negatives.similarity.gather(1, one) for one in column)
-    found = pair_similarity(x, y, pair_products(negatives.keys, *column), a)
+    found = pair_similarity(x, y, pair_norms(negatives.keys, *column, a), a)
     made = torch.einsum("bd,bsd->bs", negatives.query, mixes(negatives, column, a))
     assert_close(found, made)
     weight = unit(5, 30, seed=5)
@@ -54,7 +54,7 @@ def test_similarities_of_pair_mixes_and_their_gradient_are_those_of_the_mixes_ma
 
 
 def test_similarities_of_query_mixes_and_their_gradient_hold_the_query_inside_constant():
-    from contrastneg.negatives.synthesize import query_similarity
+    from contrastneg.negatives.mixes import query_similarity
 
     negatives = table(grad=True)
     column, b = drawn(30, 1)
@@ -73,7 +73,7 @@ def test_similarities_of_query_mixes_and_their_gradient_hold_the_query_inside_co
 
 
 def test_the_tangential_gradient_of_an_even_query_mix_at_cosine_a_half_is_0577():
-    from contrastneg.negatives.synthesize import query_similarity
+    from contrastneg.negatives.mixes import query_similarity
 
     z = torch.tensor([[1.0, 0.0]], dtype=torch.double, requires_grad=True)
     query = torch.nn.functional.normalize(z, dim=1)
@@ -88,13 +88,13 @@ def test_the_tangential_gradient_of_an_even_query_mix_at_cosine_a_half_is_0577()
 
 @pytest.mark.parametrize("a", [0.0, 1.0])
 def test_mixes_of_one_part_are_the_originals(a):
-    from contrastneg.negatives.synthesize import pair_products, pair_similarity, query_similarity
+    from contrastneg.negatives.mixes import pair_norms, pair_similarity, query_similarity
 
     negatives = table()
     column, _ = drawn(20, 2)
     whole = torch.full((5, 20), a, dtype=torch.double)
     x, y = (negatives.similarity.gather(1, one) for one in column)
-    assert_close(pair_similarity(x, y, pair_products(negatives.keys, *column), whole), x if a else y)
+    assert_close(pair_similarity(x, y, pair_norms(negatives.keys, *column, whole), whole), x if a else y)
     if a == 0:
         assert_close(query_similarity(negatives.query, x, whole), x)
 
@@ -102,7 +102,7 @@ def test_mixes_of_one_part_are_the_originals(a):
 @pytest.mark.parametrize("keys_of", ["shared", "per query", "trained"])
 def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(keys_of):
     from contrastneg.negatives import MoCHi, Negatives
-    from contrastneg.negatives.synthesize import draw
+    from contrastneg.negatives.mixes import draw
 
     query, keys = unit(5, 8).requires_grad_(), unit(40, 8, seed=2)
     ids = torch.arange(100, 140)
@@ -115,10 +115,10 @@ def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(key
     found = MoCHi(pool=6, pair_mixes=30, query_mixes=7)(negatives, clock()).similarity[:, 40:]
 
     every = keys.detach().expand(5, 40, 8)
-    hardest = torch.einsum("bd,bkd->bk", query.detach(), every).topk(6, dim=1).indices
+    hardest = torch.einsum("bd,bkd->bk", query.detach(), every).topk(6, dim=1, sorted=False).indices
     draws, full = clock().generator("MoCHi"), torch.full((5,), 6)
-    (x, y), a = draw(full, 30, 2, 1.0, torch.double, draws)
-    (z,), b = draw(full, 7, 1, 0.5, torch.double, draws)
+    (x, y), a = draw(full, 30, 2, (0.0, 1.0), torch.double, draws)
+    (z,), b = draw(full, 7, 1, (0.0, 0.5), torch.double, draws)
     key = [every.gather(1, hardest.gather(1, rank)[..., None].expand(-1, -1, 8)) for rank in (x, y, z)]
     a, b = a[..., None], b[..., None]
     mixed = torch.cat([a * key[0] + (1 - a) * key[1], b * query.detach()[:, None] + (1 - b) * key[2]], dim=1)
@@ -129,7 +129,7 @@ def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(key
 
 @pytest.mark.parametrize(("columns", "count"), [(7, 7), (300, 5), (301, 12), (1003, 100)])
 def test_the_hardest_in_two_steps_are_those_of_a_full_sort_without_the_removed(columns, count):
-    from contrastneg.negatives.synthesize import hardest_columns
+    from contrastneg.negatives.mixes import hardest_columns
 
     generator = torch.Generator().manual_seed(columns)
     similarity = torch.rand(4, columns, generator=generator)
@@ -239,3 +239,102 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 
     with pytest.raises(ValueError, match=f"MoCHi.{next(iter(wrong))} is"):
         MoCHi(**wrong)
+
+
+def test_before_the_warm_up_is_over_the_loss_is_bit_by_bit_that_of_no_stage():
+    from contrastneg.losses import info_nce
+    from contrastneg.methods import contrast
+    from contrastneg.negatives import MoCHi
+
+    negatives = table()
+    arguments = (negatives.query, negatives.positive, negatives.query_id, negatives.keys, negatives.key_id)
+    losses = [
+        contrast(*arguments, [MoCHi(**off)], 0.2, clock(epoch))[0]
+        for off, epoch in (({}, 3.0), ({"pair_mixes": 0, "query_mixes": 0}, 20.0))
+    ]
+    plain = info_nce(negatives.positive_similarity, negatives.similarity, negatives.log_weight, temperature=0.2)
+    assert torch.equal(losses[0], plain)
+    assert torch.equal(losses[1], plain)
+    assert_close(losses[0], contrast(*arguments, [], 0.2, clock())[0])
+
+
+def test_every_weight_of_an_untouched_table_stays_one_number_in_memory():
+    from contrastneg.negatives import MoCHi
+
+    grown = MoCHi(pool=5, pair_mixes=9, query_mixes=2)(table(), clock())
+    assert grown.untouched
+    assert grown.log_weight.untyped_storage().nbytes() == 8
+    assert not table().removed(torch.eye(5, 40, dtype=torch.bool)).untouched
+    own = table(key_id=torch.arange(40))
+    assert not own.untouched
+    assert MoCHi(pool=5, pair_mixes=9, query_mixes=2)(own, clock()).kept.sum() == 5 * (39 + 11)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_pool_is_the_same_whether_or_not_it_had_to_be_sorted(removed):
+    from contrastneg.negatives.mixes import Pool
+
+    negatives = table()
+    one = torch.zeros(5, 40, dtype=torch.bool)
+    one[0, negatives.similarity[0].argmin()] = removed
+    pool = Pool.of(negatives.removed(one), 7)
+    exact = negatives.similarity.topk(7, dim=1)
+    assert_close(pool.similarity.sort(dim=1, descending=True).values, exact.values)
+    assert pool.size.tolist() == [7] * 5
+
+
+def test_mixes_of_keys_stored_in_bfloat16_are_those_of_the_same_keys_in_float32():
+    from contrastneg.negatives import MoCHi, Negatives
+
+    query, keys = unit(5, 8).float(), unit(40, 8, seed=2).bfloat16()
+    ids = {"query_id": torch.arange(5), "key_id": torch.arange(100, 140)}
+    half, full = (MoCHi(pool=6)(Negatives.of(query, query, k, **ids), clock()) for k in (keys, keys.float()))
+    assert torch.equal(half.similarity, full.similarity)
+
+
+def positive_mixes(negatives, pool_of, count, largest):
+    """As vectors (B, count, D), from the numbers that the stage draws."""
+    from contrastneg.negatives.mixes import Pool
+
+    pool = Pool.of(negatives, pool_of)
+    (x,), a = pool.draw(count, 1, (0.0, largest), clock().generator("PositiveMix"))
+    key, a = negatives.keys[pool.column.gather(1, x)], a[..., None]
+    return torch.nn.functional.normalize(a * negatives.positive.detach()[:, None] + (1 - a) * key, dim=-1)
+
+
+def test_positive_mixes_are_those_made_with_the_positive_held_constant():
+    from contrastneg.negatives import Negatives, PositiveMix
+
+    query, positive = unit(5, 8).requires_grad_(), unit(5, 8, seed=1).requires_grad_()
+    ids = {"query_id": torch.arange(5), "key_id": torch.arange(100, 140)}
+    negatives = Negatives.of(query, positive, unit(40, 8, seed=2), **ids)
+    found = PositiveMix(pool=6, count=30)(negatives, clock()).similarity[:, 40:]
+    exact = torch.einsum("bd,bsd->bs", query, positive_mixes(negatives, 6, 30, 0.5))
+    assert_close(found, exact)
+    weight = unit(5, 30, seed=4)
+    gradient = torch.autograd.grad((found * weight).sum(), [query, positive], allow_unused=True)
+    assert_close(gradient[0], torch.autograd.grad((exact * weight).sum(), query)[0])
+    assert gradient[1] is None
+
+
+def test_positive_mixes_of_share_zero_are_candidates():
+    from contrastneg.negatives import PositiveMix
+
+    negatives = table()
+    grown = PositiveMix(pool=40, count=25, largest=0.0)(negatives, clock()).similarity
+    nearest = (grown[:, 40:, None] - negatives.similarity[:, None]).abs().amin(dim=2)
+    assert_close(nearest, torch.zeros_like(nearest))
+
+
+def test_a_positive_mix_of_share_one_is_the_positive():
+    from contrastneg.negatives import PositiveMix
+    from contrastneg.negatives.mixes import Pool, pair_similarity, products
+
+    negatives = table()
+    pool = Pool.of(negatives, 4)
+    a = torch.ones(5, 4, dtype=torch.double)
+    product = products(pool.keys, pool.column, negatives.positive)
+    norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * product).sqrt()
+    own = negatives.positive_similarity[:, None].expand(5, 4)
+    assert_close(pair_similarity(own, pool.similarity, norm, a), own)
+    assert PositiveMix(count=0)(negatives, clock()) is negatives
