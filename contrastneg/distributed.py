@@ -224,19 +224,6 @@ def largest(number: int) -> int:
     return int(_reduced(number, dist.ReduceOp.MAX))
 
 
-def total(numbers: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The ranks' sum of each number, without gradient.
-
-    Args:
-        numbers: As many on every rank.
-    """
-    if not _active():
-        return numbers
-    numbers = numbers.detach().clone()
-    dist.all_reduce(numbers)
-    return numbers
-
-
 def mean(number: float) -> float:
     """Mean of the ranks' numbers."""
     return _reduced(number, dist.ReduceOp.SUM) / world_size()

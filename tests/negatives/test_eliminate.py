@@ -367,7 +367,7 @@ def test_precision_and_recall_are_counted_over_known_pairs_not_yet_removed():
         assert numbers[f"negatives/{name}/recall"] == pytest.approx(hits / alike)
         assert numbers[f"negatives/{name}/found"] == pytest.approx(found / QUERIES)
     assert numbers["negatives/2_SameCluster/accepted"] == pytest.approx(0.8)
-    assert "3_UniformSubset/precision" not in numbers
+    assert "negatives/3_UniformSubset/precision" not in numbers
 
 
 def test_what_is_attracted_counts_as_found_and_nothing_found_has_no_precision():
@@ -380,8 +380,8 @@ def test_what_is_attracted_counts_as_found_and_nothing_found_has_no_precision():
     assert record.numbers["negatives/2_Redundant/found"] == 0
     unlabelled = Record()
     run_stages(table(), stages, NOW, unlabelled)
-    assert "1_OracleSameLabel/found" in unlabelled.numbers
-    assert "1_OracleSameLabel/precision" not in unlabelled.numbers
+    assert "negatives/1_OracleSameLabel/found" in unlabelled.numbers
+    assert "negatives/1_OracleSameLabel/precision" not in unlabelled.numbers
 
 
 @pytest.mark.parametrize("name", [name for name in MAKE if name != "SupportViews"])  # no method makes support views yet

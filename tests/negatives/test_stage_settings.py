@@ -10,6 +10,7 @@ from contrastneg import negatives
 from contrastneg.config import plain
 from contrastneg.negatives import (
     AdaptiveCount,
+    BestResponse,
     ClusterSize,
     ColumnSize,
     FixedMass,
@@ -22,6 +23,7 @@ from contrastneg.negatives import (
     HardnessWeight,
     HitRate,
     InDegree,
+    LearnedPolicy,
     PopularityWeight,
     PopularSubset,
     RankSubset,
@@ -38,6 +40,7 @@ from contrastneg.schedules import Linear, Power
 
 GIVEN = [
     AdaptiveCount(count=64, mass="plain"),
+    BestResponse(),
     FixedMass(Linear(8.0, 4.0)),
     GapSubset(8),
     GaussianWeight(),
@@ -46,6 +49,7 @@ GIVEN = [
     HardestSubset(8, "positive", 0.5),
     HardnessBand(Power(1.0, 0.0), 1.0, count=16),
     HardnessWeight(beta=Linear(2.0, 0.0)),
+    LearnedPolicy(),
     PopularSubset(popularity=HitRate(share=0.1), level="entry", exponent=-0.5),
     PopularSubset(popularity=ColumnSize("location")),
     PopularityWeight(popularity=InDegree(5), level="entry"),
