@@ -15,7 +15,7 @@ from contrastneg.randomness import derive_seed
 class Climber(nn.Module):
     """Weights that climb what a stage wants raised, by Adam's rule, whatever the encoder's optimizer does.
 
-    All are buffers: in the checkpoint, sent to all processes alike, and unknown to the optimizer of the encoder.
+    All are buffers: in the checkpoint, equal on all processes as every step is, and unknown to the optimizer of the encoder.
     """
 
     weights: Tensor

@@ -67,7 +67,7 @@ class AdversarialBank(StageWithState):
             raise ValueError(f"AdversarialBank.momentum is {self.momentum}: give a number from 0 to below 1")
         if self.temperature <= 0:
             raise ValueError(f"AdversarialBank.temperature is {self.temperature}: give a number above 0")
-        # Buffers: in the checkpoint, sent to all processes alike, and unknown to the optimizer of the encoder.
+        # Buffers: in the checkpoint, equal on all processes as every step is, and unknown to the optimizer of the encoder.
         self.register_buffer("vectors", torch.zeros(0, 0))
         self.register_buffer("velocity", torch.zeros(0, 0))
         self.register_buffer("begun", torch.tensor(False))
