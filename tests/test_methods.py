@@ -280,7 +280,7 @@ def test_the_share_of_queries_at_the_floor_is_logged(pictures, name):
 
     shares = []
     for prior in (0.001, 0.9):
-        trainer = trainer_of(max_steps=3)
+        trainer = trainer_of(max_steps=3, log_every_n_steps=1)
         method = method_of(name, loss=Debiased(prior), temperature=0.5, symmetric=True) if name == "MoCo" else (
             method_of(name, loss=Debiased(prior), temperature=0.5)
         )  # fmt: skip

@@ -184,7 +184,7 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
         clock: Where the run stands.
         record: Is told of the table before the first stage and after each.
     """
-    if record is not None:
+    if record is not None and stages:
         record.note("all", negatives)
     for place, stage in enumerate(stages):
         before, negatives = negatives, stage(negatives, replace(clock, stage=place))
