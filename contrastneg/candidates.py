@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
-from contrastneg.methods import is_logged
+from contrastneg.stepping import is_logged
 
 
 def own_share(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> float:

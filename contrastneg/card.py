@@ -12,7 +12,7 @@ from contrastneg.console import Output, human, start_card
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
-from contrastneg.methods import effective_rate
+from contrastneg.stepping import effective_rate
 
 
 class StartCard(Callback):
@@ -49,12 +49,18 @@ class StartCard(Callback):
 def method_line(method: Any, global_batch: int) -> str:
     """Method, loss unless it is InfoNCE, temperature and negatives per query in words."""
     queue = getattr(method, "queue", None)
-    if queue is not None:
+    sources = [
+        stage for stage in method.stages if stage.kind == "source" and getattr(stage, "combine", "replace") == "replace"
+    ]
+    if sources:
+        candidates = f"candidates of {type(sources[-1]).__name__}"
+    elif queue is not None:
         candidates = f"up to {len(queue.keys):,} queued keys per query"
     else:
         views = 2 * global_batch - 2 if type(method).__name__ == "SimCLR" else global_batch - 1
         candidates = f"{views:,} batch negatives per query"
-    stages = f"; stages: {', '.join(type(stage).__name__ for stage in method.stages)}" if method.stages else ""
+    names = [type(stage).__name__ + (" (true labels)" if stage.oracle else "") for stage in method.stages]
+    stages = f"; stages: {', '.join(names)}" if names else ""
     loss = type(method.objective).__name__
     named = "" if loss == "InfoNCE" else f", loss {loss}"
     return f"{type(method).__name__}{named}, temperature {method.temperature:g}, {candidates}{stages}"
@@ -118,3 +124,12 @@ def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> 
             f"of each image, and the loss rises until it is full after {size / per_epoch:.1f} epochs"
         )
     return notes
+
+
+def oracle_notes(method: Any) -> list[str]:
+    """A warning for each stage that looks at true labels, which goes into the summary and onto the page."""
+    return [
+        f"stage {type(stage).__name__} uses true labels: what this run reaches is a bound, not learning without labels"
+        for stage in method.stages
+        if stage.oracle
+    ]

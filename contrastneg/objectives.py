@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastneg import losses
@@ -31,8 +31,10 @@ __all__ = [
     "DualTemperature",
     "HardWeighted",
     "InfoNCE",
+    "MultiPositive",
     "Objective",
     "Sigmoid",
+    "Sincere",
     "Spectral",
     "Square",
     "Triplet",
@@ -51,6 +53,8 @@ class Objective(ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What must still hold after the stages: "iid" (candidates are drawn alike from the data)."""
+    takes_attracted: ClassVar[bool] = False
+    """Whether candidates that a stage attracts are further positives; others would push them away all the same."""
 
     @abstractmethod
     def __call__(
@@ -89,12 +93,18 @@ def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float
         temperature: The method's temperature.
 
     Raises:
-        ValueError: A stage breaks what the loss needs, or a try on two images fails at either end of the run.
+        ValueError: A stage breaks what the loss needs, or attracts where the loss has one positive only, or a try on two
+            images fails at either end of the run.
     """
     for stage in stages:
         for need in sorted(loss.needs & stage.breaks):
             name, breaker = type(loss).__name__, type(stage).__name__
             raise ValueError(f"loss {name} needs {need!r}, which stage {breaker} takes away: leave one of them out")
+        if stage.attracts and not loss.takes_attracted:
+            raise ValueError(
+                f"stage {type(stage).__name__} attracts candidates but loss {type(loss).__name__} has one positive only: "
+                "use MultiPositive or Sincere, or let the stage eliminate"
+            )
     two, ids = torch.eye(2), torch.arange(2)
     for step in (0, 1):
         loss(Negatives.of(two, two, two, query_id=ids, key_id=ids), temperature, Clock(step, 1, float(step), 0))
@@ -246,6 +256,52 @@ class RINCE(SumObjective):
             exponent=value(self.exponent, clock.progress),
             density=value(self.density, clock.progress),
             bounded=self.bounded,
+        )
+
+
+@dataclass(frozen=True)
+class MultiPositive(Objective):
+    """InfoNCE with the candidates that stages attract as further positives, which stay in the denominator.
+
+    The attraction of IFND (ICLR 2022) and FNC (arXiv:2011.11765). With ``OracleSameLabel(action="attract")`` it is SupCon
+    (arXiv:2004.11362), L_out as recommended there; the temperature's factor of its code is left out.
+    """
+
+    takes_attracted: ClassVar[bool] = True
+
+    inside: bool = False
+    """Sum over the positives inside the logarithm (L_in) in place of outside (L_out)."""
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.multi_positive_info_nce`."""
+        return losses.multi_positive_info_nce(
+            *columns(negatives), temperature=temperature, is_positive=attracted(negatives), inside=self.inside
+        )
+
+
+@dataclass(frozen=True)
+class Sincere(Objective):
+    """Each positive, those that stages attract among them, against the true negatives alone (arXiv:2309.14277)."""
+
+    takes_attracted: ClassVar[bool] = True
+
+    margin: float | Schedule = 0.0
+    """Taken from the positive's logit in the denominator, 0 or more; 0.25 gives epsilon-SupInfoNCE. A number or a schedule."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "margin", "at least 0", lambda x: x >= 0)
+
+    def __call__(
+        self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
+    ) -> Float[Tensor, " B"]:
+        """See :func:`contrastneg.losses.sincere_info_nce`."""
+        return losses.sincere_info_nce(
+            *columns(negatives),
+            temperature=temperature,
+            is_positive=attracted(negatives),
+            margin=value(self.margin, clock.progress),
         )
 
 
@@ -418,6 +474,13 @@ class AlignUniform(SumObjective):
             align_weight=value(self.align_weight, clock.progress),
             uniform_weight=value(self.uniform_weight, clock.progress),
         )
+
+
+def attracted(negatives: Negatives) -> Bool[Tensor, "B M"]:
+    """The further positives of a table."""
+    if negatives.attracted is None:
+        return torch.zeros_like(negatives.similarity, dtype=torch.bool)
+    return negatives.attracted
 
 
 def columns(negatives: Negatives) -> tuple[Float[Tensor, " B"], Float[Tensor, "B M"], Float[Tensor, "B M"]]:

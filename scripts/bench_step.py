@@ -222,7 +222,7 @@ def crop_error(images: Tensor, augment: Augment) -> float:
 def step_figures(steps: int) -> list[Figure]:
     """Share of the encoder in a SimCLR step of the CPU recipe: ResNet-9 at a quarter, 256 images, bfloat16."""
     from contrastneg import Backbone, Head, SimCLR
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
     from contrastneg.negatives import Clock
 
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)

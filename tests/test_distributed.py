@@ -119,7 +119,7 @@ def two_steps(case, n, rows=slice(None), log_every=1):
 def simclr_loss(w, view1, view2, ids, wrong=None):
     """NT-Xent of shared batches, or a loss that is known to be wrong."""
     from contrastneg import distributed
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
 
     z1, z2 = unit(view1 @ w), unit(view2 @ w)
     if wrong == "whole loss on every rank":

@@ -107,7 +107,7 @@ def aligned_moco(monkeypatch):
         trainer = trainer_of()
         trainer.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)]
         method.trainer = trainer
-        monkeypatch.setattr(methods, "run_length", lambda module: (10, 10))
+        monkeypatch.setattr("contrastneg.stepping.run_length", lambda module: (10, 10))
         monkeypatch.setattr(type(method), "log", lambda *args, **kwargs: None)
         return method
 
@@ -161,8 +161,8 @@ def test_simclr_sum_is_twice_the_mean(pictures):
 
 
 def test_simclr_is_the_mean_of_nt_xent(pictures):
+    from contrastneg.contrast import unit
     from contrastneg.losses import nt_xent
-    from contrastneg.methods import unit
 
     method, data = method_of("SimCLR", temperature=0.3), data_of(pictures)
     twin = copy.deepcopy(method).train()
@@ -364,7 +364,7 @@ def test_foreign_checkpoints_are_refused_by_load(tmp_path):
 
 def test_without_a_data_module_the_rate_is_scaled_by_the_loaders_batch_and_refused_without_one(pictures):
     from contrastneg import Optimizer
-    from contrastneg.methods import effective_rate
+    from contrastneg.stepping import effective_rate
 
     def fitted(loader, scale):
         method = method_of("SimCLR", optimizer=Optimizer(lr=0.1, scale=scale))
@@ -379,3 +379,32 @@ def test_without_a_data_module_the_rate_is_scaled_by_the_loaders_batch_and_refus
     with pytest.raises(ValueError, match="neither the data module nor the loader has a batch_size"):
         fitted(as_loader(batches), "linear")
     assert fitted(whole, "linear") == pytest.approx(0.1 / 256)
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_support_views_are_embedded_without_gradient_and_reach_the_stage(pictures, name):
+    from contrastneg.negatives import SupportViews
+
+    seen = []
+
+    class Watched(SupportViews):
+        def __call__(self, negatives, clock):
+            seen.append(negatives.support)
+            return super().__call__(negatives, clock)
+
+    method = method_of(name, stages=[Watched(views=3)])
+    trainer_of(max_steps=2).fit(method, datamodule=data_of(pictures))
+    assert seen[0].shape == ((8, 3, 16) if name == "MoCo" else (16, 3, 16))
+    assert not seen[0].requires_grad
+    assert_close(seen[0].norm(dim=2), torch.ones(seen[0].shape[:2]))
+    assert not torch.equal(seen[0][:, 0], seen[0][:, 1])
+
+
+def test_stages_without_a_temperature_of_their_own_take_the_methods():
+    from contrastneg.negatives import Clock, HardnessWeight, Negatives
+
+    x = torch.nn.functional.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    table = Negatives.of(x[:6], x[:6], x[6:], query_id=torch.arange(6), key_id=torch.arange(10, 34))
+    of_method = HardnessWeight()(table, Clock(0, 1, 0.0, 0, temperature=0.07)).log_weight
+    assert_close(of_method, HardnessWeight(temperature=0.07)(table, Clock(0, 1, 0.0, 0)).log_weight)
+    assert not torch.equal(of_method, HardnessWeight()(table, Clock(0, 1, 0.0, 0, temperature=0.2)).log_weight)

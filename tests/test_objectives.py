@@ -16,6 +16,8 @@ NAMES = [
     "DecoupledWeighted",
     "DualTemperature",
     "RINCE",
+    "MultiPositive",
+    "Sincere",
     "CosineContrastive",
     "BPR",
     "Triplet",
@@ -43,6 +45,8 @@ OTHER = {  # settings that are not the defaults
     "DecoupledWeighted": {"sigma": 0.3, "detach_weights": False},
     "DualTemperature": {"ratio": 3.0},
     "RINCE": {"exponent": 0.8, "density": 0.1, "bounded": True},
+    "MultiPositive": {"inside": True},
+    "Sincere": {"margin": 0.25},
     "CosineContrastive": {"margin": 0.05, "negatives": "sum"},
     "Square": {"negative_weight": 2.0, "target": -0.2},
     "AlignUniform": {"scale": 1.0, "exponent": 3.0, "align_weight": 0.5, "uniform_weight": 2.0},
@@ -91,6 +95,8 @@ def expected_of(name, pos, neg, log_weight):
         "DecoupledWeighted": lambda: lse - weight * pos / T,
         "DualTemperature": lambda: losses.dual_temperature_info_nce(*row, temperature=T, ratio=10.0),
         "RINCE": lambda: losses.rince(*row, temperature=T, exponent=0.5, density=0.001),
+        "MultiPositive": lambda: losses.info_nce(*row, temperature=T),  # nothing is attracted
+        "Sincere": lambda: losses.info_nce(*row, temperature=T),
         "CosineContrastive": lambda: losses.cosine_contrastive(*row, margin=0.4, negative_weight=10.0),
         "BPR": lambda: losses.bpr(*row, temperature=T),
         "Triplet": lambda: losses.triplet(*row, margin=0.1),
@@ -124,7 +130,7 @@ def test_an_objective_is_its_function_over_the_weighted_table(name):
 @pytest.mark.parametrize("changed", [False, True], ids=["defaults", "changed"])
 @pytest.mark.parametrize("name", WITHOUT_TABLE)
 def test_one_pass_over_the_keys_gives_the_values_gradients_and_hits_of_the_table(name, changed):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
     from contrastneg.negatives import UniformSubset
 
     loss = objective(name, **(OTHER.get(name, {}) if changed else {}))
@@ -143,25 +149,25 @@ def test_one_pass_over_the_keys_gives_the_values_gradients_and_hits_of_the_table
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_made_only_for_losses_that_look_at_single_candidates(name, monkeypatch):
-    from contrastneg import methods
+    from contrastneg import contrast as module
 
     class Refused:
         @staticmethod
         def of(*_, **__):
             raise AssertionError("a table was made")
 
-    monkeypatch.setattr(methods, "Negatives", Refused)
+    monkeypatch.setattr(module, "Negatives", Refused)
     arguments = unit(5, 6), unit(5, 6), torch.arange(5), unit(30, 6), torch.arange(30), [], T, clock()
     if name in WITHOUT_TABLE:
-        methods.contrast(*arguments, objective(name))
+        module.contrast(*arguments, objective(name))
     else:
         with pytest.raises(AssertionError, match="a table was made"):
-            methods.contrast(*arguments, objective(name))
+            module.contrast(*arguments, objective(name))
 
 
 @pytest.mark.parametrize("name", WITHOUT_TABLE)
 def test_keys_may_be_overwritten_before_the_backward_pass(name):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
 
     gradients = []
     for overwrite in (False, True):
@@ -179,7 +185,7 @@ def test_keys_may_be_overwritten_before_the_backward_pass(name):
 
 def one_hot_queue(name, stages=()):
     """Ten images as unit vectors, each twice in the queue, against five of them."""
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
 
     images = torch.eye(10)
     query = images[:5].clone().requires_grad_()
@@ -208,7 +214,7 @@ def test_info_nce_over_a_queue_with_older_keys_of_the_query_has_its_known_value(
 @pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_query_with_nothing_left_has_loss_and_gradient_exactly_zero(name, one_pass):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
     from contrastneg.negatives import UniformSubset
 
     query = unit(4, 6).requires_grad_()
@@ -227,7 +233,7 @@ def test_a_query_with_nothing_left_has_loss_and_gradient_exactly_zero(name, one_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_queue_gives_zero(name):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
 
     query = unit(4, 6).requires_grad_()
     values, _, contrasted = contrast(
@@ -243,7 +249,7 @@ def test_an_empty_queue_gives_zero(name):
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.07, 0.2])
 @pytest.mark.parametrize("name", NAMES)
 def test_small_temperatures_under_autocast_stay_finite_in_one_pass_and_over_the_table(name, temperature, dtype):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
     from contrastneg.negatives import UniformSubset
 
     query = unit(6, 16).float()
@@ -284,7 +290,7 @@ def test_every_number_of_every_loss_may_be_a_schedule():
             assert_close(course(table(), T, clock(step)), fixed(table(), T, clock()), msg=f"{name}.{field}")
         assert not torch.equal(fixed(table(), T, clock()), objective(name)(table(), T, clock())) or default == 0, field
         seen += 1
-    assert seen == 19
+    assert seen == 20
 
 
 @pytest.mark.parametrize(
@@ -377,3 +383,34 @@ def test_a_staircase_that_never_arrives_is_refused(settings, words):
 
     with pytest.raises(ValueError, match=words):
         Staircase(1.0, 0.0, **settings)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_attracting_the_true_class_before_multi_positive_is_supcon(inside):
+    from contrastneg.contrast import contrast
+    from contrastneg.losses import sincere, supervised_contrastive
+    from contrastneg.negatives import Facts, OracleSameLabel
+
+    view1, view2, labels, ids = unit(8, 6), unit(8, 6, seed=1), torch.arange(8) % 3, torch.arange(8)
+    query, partner = torch.cat([view1, view2]), torch.cat([view2, view1])
+    stage = OracleSameLabel(action="attract")
+    stage.begin(Facts(8, 6, labels))
+    arguments = (query, partner, ids.repeat(2), query, ids.repeat(2), [stage], T, clock())
+    found, hits, _ = contrast(*arguments, objective("MultiPositive", inside=inside))
+    assert_close(found, supervised_contrastive(view1, view2, labels, temperature=T, inside=inside))
+    assert_close(contrast(*arguments, objective("Sincere"))[0], sincere(view1, view2, labels, temperature=T))
+    negative = labels.repeat(2)[:, None] != labels.repeat(2)
+    hardest = (query @ query.T).masked_fill(~negative, -2).amax(dim=1)
+    assert torch.equal(hits, (query * partner).sum(dim=1) > hardest)  # what is attracted cannot be a miss
+
+
+def test_attraction_is_refused_before_a_loss_of_one_positive():
+    from contrastneg.negatives import OracleSameLabel
+    from contrastneg.objectives import check_objective
+
+    attracting = [OracleSameLabel(action="attract")]
+    with pytest.raises(ValueError, match="stage OracleSameLabel attracts candidates but loss InfoNCE has one positive"):
+        check_objective(objective("InfoNCE"), attracting, T)
+    for name in ("MultiPositive", "Sincere"):
+        check_objective(objective(name), attracting, T)
+    check_objective(objective("InfoNCE"), [OracleSameLabel()], T)

@@ -80,7 +80,7 @@ def test_before_any_key_the_loss_is_zero_with_a_finite_gradient():
 
 @pytest.mark.parametrize("path", ["one_pass", "table"])
 def test_older_copies_of_the_own_image_are_no_negatives(path):
-    from contrastneg.methods import contrast
+    from contrastneg.contrast import contrast
     from contrastneg.negatives import Clock, UniformSubset
 
     one_hot = torch.eye(10)

@@ -32,6 +32,8 @@ class TwoViews(NamedTuple):
     view1: Float[Tensor, "B C S S"]
     view2: Float[Tensor, "B C S S"]
     image_id: Int64[Tensor, " B"]
+    support: Float[Tensor, "B V C S S"] | None = None
+    """Further views of each image, for stages that ask for them."""
 
 
 class Pending(NamedTuple):
@@ -39,7 +41,7 @@ class Pending(NamedTuple):
 
     position: Int64[Tensor, " B"]
     image_id: Int64[Tensor, " B"]
-    crops: UInt8[Tensor, "B 2 C S S"] | None
+    crops: UInt8[Tensor, "B pairs*2 C S S"] | None
     seed: int
 
 
@@ -78,17 +80,18 @@ class EpochOrder:
 
 
 class StreamedCrops(Dataset):
-    """(epoch, position) -> two uint8 crops of that image; runs in loader workers.
+    """(epoch, position) -> ``pairs`` of uint8 crops of that image; runs in loader workers.
 
     With ``skip_bad`` an image whose damage no scan had seen is replaced by the next one of the set that can be read, so
     that batches keep their size on every rank; the position that is returned is that of the image really taken.
     """
 
-    def __init__(self, source: ImageSet, views: Views, seed: int, skip_bad: bool = False) -> None:
+    def __init__(self, source: ImageSet, views: Views, seed: int, skip_bad: bool = False, pairs: int = 1) -> None:
         self.source = source
         self.views = views
         self.seed = seed
         self.skip_bad = skip_bad
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,7 +99,8 @@ class StreamedCrops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[int, Tensor]:
         epoch, asked = item
         position, image = self._readable(asked)
-        return position, crop_pair(image, self.views, generator(self.seed, "crop", epoch, asked))
+        draws = generator(self.seed, "crop", epoch, asked)
+        return position, torch.cat([crop_pair(image, self.views, draws) for _ in range(self.pairs)])
 
     def _readable(self, position: int) -> tuple[int, UInt8[Tensor, "C H W"]]:
         for _ in range(len(self.source)):
@@ -225,6 +229,7 @@ class PretrainData(pl.LightningDataModule):
         self.seed = seed
         self.drop_last = drop_last
         self.skip_bad_images = skip_bad_images
+        self.support_views = 0  # further views of each image, set before training by stages that ask for them
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels: dict[int, UInt8[Tensor, "N C H W"]] = {}
         self._loader: TrainLoader | None = None
@@ -293,7 +298,7 @@ class PretrainData(pl.LightningDataModule):
 
     def _worker_loader(self, source: ImageSet, order: EpochOrder) -> DataLoader:
         return DataLoader(
-            StreamedCrops(source, self.views, self.seed, self.skip_bad_images),
+            StreamedCrops(source, self.views, self.seed, self.skip_bad_images, self._pairs),
             batch_sampler=order,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -304,14 +309,26 @@ class PretrainData(pl.LightningDataModule):
         """Make the two views on the device that the batch has just reached."""
         if not isinstance(batch, Pending):
             return batch
-        draws = torch.Generator().manual_seed(batch.seed)
+        pairs = [self._pair(batch, place) for place in range(self._pairs)]
+        dtype = self.trainer.lightning_module.dtype if self.trainer is not None else pairs[0][0].dtype
+        (view1, view2), *further = [[self._formatted(view).to(dtype) for view in pair] for pair in pairs]
+        views = [view for pair in further for view in pair][: self.support_views]
+        support = torch.stack(views, dim=1) if views else None
+        return TwoViews(view1, view2, batch.image_id, support)
+
+    @property
+    def _pairs(self) -> int:
+        """Pairs of views made of each image."""
+        return 1 + -(-self.support_views // 2)
+
+    def _pair(self, batch: Pending, place: int) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B C S S"]]:
+        """Two views of each image; the first pair is what is contrasted, the others are support."""
+        seed = batch.seed if place == 0 else derive_seed(batch.seed, "support", place)
+        draws = torch.Generator().manual_seed(seed)
         if batch.crops is None:
             pixels = self.pixels("pretrain", batch.position.device)
-            view1, view2 = two_views(pixels[batch.position], self.views, draws)
-        else:
-            view1, view2 = finish_views(batch.crops, self.views, draws)
-        dtype = self.trainer.lightning_module.dtype if self.trainer is not None else view1.dtype
-        return TwoViews(self._formatted(view1).to(dtype), self._formatted(view2).to(dtype), batch.image_id)
+            return two_views(pixels[batch.position], self.views, draws)
+        return finish_views(batch.crops[:, 2 * place : 2 * place + 2], self.views, draws)
 
     def pixels(self, split: str, device: torch.device | str = "cpu") -> UInt8[Tensor, "N C H W"]:
         """All pixels of one set as one tensor on ``device``; sets that are the same object share it."""

@@ -36,35 +36,37 @@ class AdversarialShift(Stage):
     """Keys that are moved and appended. A number or a schedule."""
     step: float | Schedule = 1.0
     """Length of the step per unit of softmax mass, 0 copies the keys. A number or a schedule."""
-    temperature: float = 0.2
-    """Temperature of the softmax, above 0; the method's own makes the step that of its loss."""
+    temperature: float | None = None
+    """Temperature of the softmax, above 0; none is the method's, which makes the step that of its loss."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "count", "step")
-        if self.temperature <= 0:
-            raise ValueError(f"AdversarialShift.temperature is {self.temperature}: give a number above 0")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(
+                f"AdversarialShift.temperature is {self.temperature}: give a number above 0, or none for the method's"
+            )
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` columns more."""
         count = min(whole(self.count, clock), negatives.n_keys)
         if count == 0:
             return negatives
-        step = value(self.step, clock.progress)
+        step, temperature = value(self.step, clock.progress), self.temperature or clock.temperature
         if negatives.keys.ndim == 3:
-            return self._each_by_its_own_query(negatives, count, step)
-        mass, push = softmax_sums(negatives, self.temperature)
+            return self._each_by_its_own_query(negatives, count, step, temperature)
+        mass, push = softmax_sums(negatives, temperature)
         chosen = mass.topk(count).indices
         keys = negatives.keys.detach()[chosen].to(push.dtype)
         moved = F.normalize(keys + step * push[chosen], dim=1)
         with torch.autocast(moved.device.type, enabled=False):
             similarity = negatives.query @ moved.T
-        kept = None if negatives.untouched else negatives.kept[:, chosen]
+        kept = None if negatives.untouched else negatives.repelled[:, chosen]
         return negatives.appended(similarity, kept=kept)
 
-    def _each_by_its_own_query(self, negatives: Negatives, count: int, step: float) -> Negatives:
+    def _each_by_its_own_query(self, negatives: Negatives, count: int, step: float, temperature: float) -> Negatives:
         """One query's step is along itself, so the moved key is a mix of the two."""
         pool = Pool.of(negatives, count)
-        share = softmax(negatives, self.temperature, slice(None))[:, : negatives.n_keys].gather(1, pool.column) * step
+        share = softmax(negatives, temperature, slice(None))[:, : negatives.n_keys].gather(1, pool.column) * step
         similarity = query_similarity(negatives.query, pool.similarity, share / (1 + share))
         rank = torch.arange(count, device=share.device)
         kept = None if pool.whole else rank < pool.size[:, None]  # removed candidates come last

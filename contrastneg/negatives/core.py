@@ -41,6 +41,8 @@ class Clock:
     """Micro-batch within the epoch: steps that accumulate draw anew for each."""
     direction: int = 0
     """0 for queries of view 1, 1 for those of view 2 in a symmetric loss, which draw their own numbers."""
+    temperature: float = 0.2
+    """Softmax temperature of the method's loss."""
     stage: int = 0
     """Place of the stage that draws in the list of stages: two of one class draw differently."""
 
@@ -157,6 +159,8 @@ class Negatives:
     @property
     def untouched(self) -> bool:
         """Whether every candidate counts once, as :meth:`of` made them: one zero in memory stands for all weights."""
+        if self.attracted is not None:
+            return False
         one = self.log_weight.untyped_storage().nbytes() == self.log_weight.element_size()
         return one and self.log_weight.numel() > 0 and self.log_weight[0, 0].item() == 0
 
@@ -226,7 +230,7 @@ class Stage(ABC):
     """What later stages may rely on after it."""
     breaks: ClassVar[frozenset[str]] = frozenset()
     """What no longer holds after it."""
-    oracle: ClassVar[bool] = False
+    oracle = False
     """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
 
     @property
@@ -237,6 +241,11 @@ class Stage(ABC):
     @abstractmethod
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The edited table."""
+
+    @property
+    def support_views(self) -> int:
+        """Further views of each image that must be made and embedded for it."""
+        return 0
 
     def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
         """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.

@@ -38,7 +38,7 @@ class OracleSameLabel(StageWithState):
     kind: ClassVar[str] = "eliminate"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
-    oracle: ClassVar[bool] = True
+    oracle = True
     label: Tensor = field(init=False, repr=False)
 
     action: Action = "eliminate"

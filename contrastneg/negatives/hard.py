@@ -231,18 +231,22 @@ class HardestQueries(Stage):
 
     share: float | Schedule = 0.5
     """Share of the queries that keep their candidates, from 0 to 1; at least one does. A number or a schedule."""
-    temperature: float = 0.2
-    """Temperature of the loss that ranks, above 0: give the method's."""
+    temperature: float | None = None
+    """Temperature of the loss that ranks, above 0; none is the method's."""
 
     def __post_init__(self) -> None:
         check_range(self, "share", 0, 1)
-        if self.temperature <= 0:
-            raise ValueError(f"HardestQueries.temperature is {self.temperature}: give the method's, above 0")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(
+                f"HardestQueries.temperature is {self.temperature}: give a number above 0, or none for the method's"
+            )
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with the candidates of some queries alone."""
         count = math.ceil(len(negatives.query) * value(self.share, clock.progress) - 1e-9)
-        margin = (negatives.similarity - negatives.positive_similarity[:, None]).detach() / self.temperature
+        margin = (negatives.similarity - negatives.positive_similarity[:, None]).detach() / (
+            self.temperature or clock.temperature
+        )
         loss = (margin + negatives.log_weight.detach()).logsumexp(dim=1)  # the rank of log(1 + e^x) is that of x
         hardest = loss.topk(min(max(1, count), len(loss))).indices
         easy = torch.ones_like(loss, dtype=torch.bool).index_fill_(0, hardest, False)

@@ -72,7 +72,7 @@ class HopMix(StageWithState):
         if negatives.n_keys == 0 or count == 0:
             return negatives
         query, draws = negatives.query, clock.generator("HopMix", negatives.query.device)
-        kept = negatives.kept[:, : negatives.n_keys]
+        kept = negatives.repelled[:, : negatives.n_keys]
         some = kept.any(dim=1, keepdim=True)
         drawn = (kept | ~some).to(query.dtype).multinomial(count * candidates, replacement=True, generator=draws)
         size = (len(query), count, len(self.hops) + 1)

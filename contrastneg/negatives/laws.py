@@ -40,8 +40,8 @@ class SoftmaxSubset(Stage):
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
     beta: float | Schedule = 0.75
     """Steepness of the law; 0 draws uniformly, below 0 prefers easy candidates. MCNS's code has 0.25. A number or a schedule."""
-    temperature: float = 0.2
-    """Temperature in the law and in the "loss" score, above 0: give the method's."""
+    temperature: float | None = None
+    """Temperature in the law and in the "loss" score, above 0; none is the method's."""
     score: Score = "anchor"
     """Score in the law: similarity to the query, to its positive, the sum of both, the z-score or the pairwise loss."""
     mass: Mass = "preserve"
@@ -49,14 +49,17 @@ class SoftmaxSubset(Stage):
 
     def __post_init__(self) -> None:
         check_count(self)
-        if self.temperature <= 0:
-            raise ValueError(f"SoftmaxSubset.temperature is {self.temperature}: give the method's, above 0")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(
+                f"SoftmaxSubset.temperature is {self.temperature}: give a number above 0, or none for the method's"
+            )
         object.__setattr__(self, "gives", known_law(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
-        score = score_of(negatives, self.score, temperature=self.temperature)
-        log_law = value(self.beta, clock.progress) / self.temperature * score
+        temperature = self.temperature or clock.temperature
+        score = score_of(negatives, self.score, temperature=temperature)
+        log_law = value(self.beta, clock.progress) / temperature * score
         log_law = log_law.masked_fill(~negatives.kept, -torch.inf).log_softmax(dim=1).nan_to_num(nan=-torch.inf)
         draws = clock.generator("SoftmaxSubset", score.device)
         chosen, log_prob = draw_by_law(log_law, count_at(self.count, clock), draws)

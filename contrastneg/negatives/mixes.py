@@ -44,7 +44,7 @@ class Pool:
         count = min(max(1, count), negatives.n_keys)
         table = negatives.similarity.detach()[:, : negatives.n_keys]
         whole = negatives.untouched
-        kept = None if whole else negatives.kept[:, : negatives.n_keys]
+        kept = None if whole else negatives.repelled[:, : negatives.n_keys]
         size = torch.full_like(negatives.query_id, count) if kept is None else kept.sum(dim=1).clamp(max=count)
         keys = negatives.keys.detach().to(table.dtype)
         column = hardest_columns(table, kept, count)

@@ -151,6 +151,8 @@ class Pipeline(nn.Module):
             ValueError: A stage cannot work on these images, or asks about them and the data module does not tell.
         """
         asking = [stage for stage in self.stages if type(stage).begin is not Stage.begin]
+        if hasattr(data, "support_views"):
+            data.support_views = max((stage.support_views for stage in self.stages), default=0)
         if self._facts is None and hasattr(data, "facts"):
             facts = self._facts = data.facts(self.dim)
             for stage in asking:

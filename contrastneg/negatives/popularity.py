@@ -184,6 +184,7 @@ class OfPopularity(StageWithState):
         if self.level == "type" and not self.popularity.of_types:
             kind = type(self.popularity).__name__
             raise ValueError(f"{type(self).__name__}.level is type but {kind} is no size of types: give level entry")
+        self.oracle = isinstance(self.popularity, OracleClassSize)
         self.register_buffer("frequency", torch.zeros(0))
         self.register_buffer("pending", torch.zeros(0), persistent=False)
 

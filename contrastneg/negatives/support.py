@@ -49,6 +49,11 @@ class SupportViews(Stage):
         """Whether it marks further positives."""
         return self.action == "attract"
 
+    @property
+    def support_views(self) -> int:
+        """Further views of each image that must be made and embedded for it."""
+        return self.views
+
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table without candidates that resemble a view of the query's image.
 

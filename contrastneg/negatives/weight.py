@@ -30,20 +30,24 @@ class HardnessWeight(Stage):
 
     beta: float | Schedule = 1.0
     """Tilt towards hard candidates, 0 or more, in units of 1 / temperature as in the official code. A number or a schedule."""
-    temperature: float = 0.2
-    """Temperature of the loss, above 0: give the method's. 0.5 in the paper."""
+    temperature: float | None = None
+    """Temperature of the tilt, above 0; none is the method's. 0.5 in the paper."""
     detach_weights: bool = False
     """Treat the weights as constants; off as published."""
 
     def __post_init__(self) -> None:
         check_range(self, "beta", 0)
-        if self.temperature <= 0:
-            raise ValueError(f"HardnessWeight.temperature is {self.temperature}: give the method's, above 0")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(
+                f"HardnessWeight.temperature is {self.temperature}: give a number above 0, or none for the method's"
+            )
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
         similarity = negatives.similarity.detach() if self.detach_weights else negatives.similarity
-        return tilted(negatives, value(self.beta, clock.progress) / self.temperature * similarity)
+        return tilted(
+            negatives, value(self.beta, clock.progress) / (self.temperature or clock.temperature) * similarity
+        )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def views_of(data, epoch=0, resume=None):
 
 def same(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
     )
 
 
@@ -201,3 +201,41 @@ def test_a_step_of_two_ranks_is_parted_without_overlap(pictures, monkeypatch):
         seen.append(order.positions())
     assert [[len(batch) for batch in rank] for rank in seen] == [[8, 8, 3], [8, 8, 2]]
     assert torch.cat([batch for rank in seen for batch in rank]).sort().values.tolist() == list(range(37))
+
+
+@pytest.mark.parametrize(("loading", "workers"), [("memory", 0), ("stream", 0), ("stream", 2)])
+def test_support_views_are_further_views_of_the_same_images_and_leave_the_two_views_as_they_are(loading, workers):
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.sources import in_memory_set
+    from contrastneg.data.views import Augment, Views
+
+    # each picture is one shade, and the views only crop and flip: every view of image i is that shade
+    pictures = torch.arange(0, 240, 15, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 12, 12).contiguous()
+    still = Augment(jitter_prob=0.0, gray_prob=0.0)
+    views = Views(size=8, view1=still, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def batches(support):
+        data = PretrainData(
+            in_memory_set(pictures, name="shades"), views, batch_size=4, loading=loading, workers=workers
+        )
+        data.support_views = support
+        return views_of(data)
+
+    plain, supported = batches(0), batches(3)
+    assert same(plain, supported)
+    assert plain[0].support is None
+    for batch in supported:
+        assert batch.support.shape == (4, 3, 3, 8, 8)
+        shade = pictures[batch.image_id, 0, 0, 0].float() / 255
+        torch.testing.assert_close(batch.support.mean(dim=(2, 3, 4)), shade[:, None].expand(-1, 3), atol=3e-3, rtol=0)
+
+
+def test_support_views_are_drawn_apart_from_each_other(pictures):
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.views import Views
+
+    data = PretrainData(pictures, Views(size=16), batch_size=4)
+    data.support_views = 4
+    batch = views_of(data)[0]
+    every = [batch.view1, batch.view2, *batch.support.unbind(1)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])

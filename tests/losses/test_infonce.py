@@ -230,8 +230,8 @@ def positive_share(pos, neg):
 
 
 def test_scaling_embeddings_before_they_are_normalised_leaves_the_loss():
+    from contrastneg.contrast import unit as normalise
     from contrastneg.losses import nt_xent
-    from contrastneg.methods import unit as normalise
 
     a, b = (torch.randn(6, 8, generator=torch.Generator().manual_seed(i), dtype=torch.double) for i in range(2))
     scale = torch.rand(6, 1, dtype=torch.double) + 0.1

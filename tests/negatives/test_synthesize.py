@@ -242,8 +242,8 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 
 
 def test_before_the_warm_up_is_over_the_loss_is_bit_by_bit_that_of_no_stage():
+    from contrastneg.contrast import contrast
     from contrastneg.losses import info_nce
-    from contrastneg.methods import contrast
     from contrastneg.negatives import MoCHi
 
     negatives = table()

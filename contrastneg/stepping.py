@@ -1,0 +1,138 @@
+"""What training steps of all methods share: settings kept, where the run stands, what a step logs and returns."""
+
+import functools
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from contrastneg import distributed
+from contrastneg.config import plain
+from contrastneg.contrast import unit
+from contrastneg.device import encoder_dtype
+from contrastneg.evaluate.features import encode_set
+from contrastneg.negatives import Clock, Record
+from contrastneg.optim import EffectiveRate, learning_rate
+
+
+def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None:
+    """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module."""
+    settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
+    module._set_hparams({**settings, "class_name": type(module).__name__})
+    module._hparams_initial = module.hparams  # type: ignore[assignment]
+
+
+def clock_of(module: Any) -> Clock:
+    """Where the run stands, for schedules and the stages' draws; outside training, its end."""
+    trainer = module.trainer
+    if trainer.state.fn != "fit":
+        return Clock(1, 1, float("inf"), module.seed, distributed.rank(), temperature=module.temperature)
+    steps, per_epoch = run_length(module)
+    step = trainer.global_step
+    place = (step, steps, step / per_epoch, module.seed, distributed.rank(), trainer.fit_loop.batch_idx)
+    return Clock(*place, temperature=module.temperature)
+
+
+def run_length(module: Any) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch; the last, incomplete accumulation window of an epoch counts."""
+    trainer = module.trainer
+    steps = int(trainer.estimated_stepping_batches)
+    if trainer.num_training_batches == float(
+        "inf"
+    ):  # Lightning has not looked at the loader when max_steps alone is set
+        trainer.fit_loop.setup_data()
+    return steps, max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
+
+
+def effective_rate(module: Any) -> EffectiveRate:
+    """The learning rate after scaling, with its factors in words.
+
+    Raises:
+        ValueError: The rate is scaled with the batch, and neither the data module nor the loader tells its size.
+    """
+    trainer: Any = module.trainer
+    images = getattr(trainer.datamodule, "batch_size", None)
+    if images is None:
+        trainer.fit_loop.setup_data()
+        images = getattr(trainer.train_dataloader, "batch_size", None)
+    settings = module.optimizer_settings
+    if images is None and settings.scale == "none":
+        return EffectiveRate(settings.lr, f"{settings.lr:g} (not scaled)")
+    if images is None:
+        raise ValueError(
+            f"optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
+            "give it one, or set scale to none"
+        )
+    return learning_rate(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
+
+
+def refresh_stages(module: Any, encoder: nn.Module) -> None:
+    """Let the stages look at the embeddings of all images, which are computed at most once, and only if one asks."""
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+
+    @functools.cache
+    def embeddings() -> Float[Tensor, "T D"]:
+        rows, position = encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer))
+        image_id = data.sets["pretrain"].image_id
+        table = rows.new_full((int(image_id.max()) + 1, rows.shape[1]), torch.nan)
+        table[image_id[position]] = unit(rows)
+        return table
+
+    module.pipeline.refresh(embeddings, clock_of(module), module.trainer.current_epoch)
+
+
+def record_of_step(module: Any) -> Record | None:
+    """An empty record in steps that are logged, for what the stages and the loss do in them."""
+    return Record(module.pipeline.labels) if module.training and is_logged(module.trainer) else None
+
+
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether Lightning will log the micro-batch that is being trained on: the last one of every n-th optimizer step.
+
+    Lightning's own condition but for ``should_stop``, which ranks may set at different moments: all must agree on when to
+    reduce what they log.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    return every > 0 and step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
+def step_outputs(
+    module: Any,
+    loss: Tensor,
+    values: Float[Tensor, " N"],
+    features: Float[Tensor, "B F"],
+    image_id: Int64[Tensor, " B"],
+    first: Bool[Tensor, " N"],
+    contrasted: Bool[Tensor, " N"],
+) -> dict[str, Tensor]:
+    """What a training step returns and logs. Logged rows are means over all ranks; between them, over this rank.
+
+    Args:
+        module: The method.
+        loss: Of the whole step, for the backward pass.
+        values: Loss of each query; their mean over all ranks is what is logged.
+        features: Backbone features of view 1, for classifiers trained alongside.
+        image_id: Their images.
+        first: Queries whose positive is more similar than every candidate.
+        contrasted: Queries that had a candidate; the others have loss 0 and do not count for the accuracy.
+    """
+    queries = values.new_full((), len(values))
+    sums = torch.stack([values.detach().sum(), queries, (first & contrasted).sum(), contrasted.sum()])
+    shown = distributed.total(sums) if is_logged(module.trainer) else sums
+    module.log("train/loss", shown[0] / shown[1], batch_size=len(first))
+    module.log("train/accuracy", shown[2] / shown[3], batch_size=len(first))
+    if module.record is not None and module.record.numbers:
+        own = torch.stack(list(module.record.numbers.values())).to(sums.dtype)
+        numbers = distributed.total(own * queries) / shown[1]
+        for name, number in zip(module.record.numbers, numbers, strict=True):
+            module.log(name, number, batch_size=len(first))
+    module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
+    return {
+        "loss": loss,
+        "features": features.detach(),
+        "image_id": image_id,
+        "sums": sums,  # loss, queries, hits, queries with a candidate; of this rank
+    }
