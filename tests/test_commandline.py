@@ -200,7 +200,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: it has none"),
         (
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "lots"],
-            "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Linear",
+            "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Growth, Linear",
         ),
         (["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "2"], "Debiased.class_prior is 2"),
         (
