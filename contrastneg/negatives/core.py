@@ -129,7 +129,7 @@ class Negatives:
         if key_id.ndim == 1:
             row, column = own_pairs(query_id, key_id).unbind(1)
         else:
-            row, column = ((query_id[:, None] == key_id) & (key_id >= 0)).nonzero(as_tuple=True)
+            row, column = ((query_id[:, None] == key_id) & (key_id != -1)).nonzero(as_tuple=True)
         # One zero stands for all until something is removed: at 256 x 65,536 that saves 64 MiB.
         log_weight = similarity.new_zeros(1, 1).expand_as(similarity)
         if len(row):
@@ -246,6 +246,14 @@ class Stage(ABC):
     def support_views(self) -> int:
         """Further views of each image that must be made and embedded for it."""
         return 0
+
+    def first_epoch(self, epochs: float) -> float:
+        """When it begins to do what it is for, in epochs from the start: a run that ends before is told so.
+
+        Args:
+            epochs: Length of the run.
+        """
+        return 0.0
 
     def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
         """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.

@@ -96,6 +96,10 @@ class AbovePositive(Stage):
         check_range(self, "margin", -2, 2)
         check_range(self, "begin_at", 0, 1)
 
+    def first_epoch(self, epochs: float) -> float:
+        """Where ``begin_at`` lies."""
+        return self.begin_at * epochs
+
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table without candidates above the positive."""
         if clock.progress < self.begin_at or negatives.similarity.shape[1] == 0:

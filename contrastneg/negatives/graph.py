@@ -130,6 +130,10 @@ class OnGraph(StageWithState):
     memory: KeyBank
     graph: Graph
 
+    def first_epoch(self, epochs: float) -> float:
+        """The first search; a graph of metadata is there from the start."""
+        return 0.0 if self.graph.settings.columns else self.graph.settings.start
+
     def begin(self, facts: Facts) -> None:
         """Make an empty row for each image, and the graph if it is one of metadata."""
         self.memory.begin(facts)

@@ -141,6 +141,17 @@ class Pipeline(nn.Module):
         """Label of each image by stable index, for statistics; None where nothing is known."""
         return None if self._facts is None else self._facts.labels
 
+    @property
+    def stages_of_foreign_images(self) -> list[Stage]:
+        """What can be done to queries that were never pretrained on: no source, which looks candidates up by the query's
+        image, and nothing that needs the law of its draw."""
+        kept: list[Stage] = []
+        for stage in self.stages:
+            known = "log_prob" not in stage.needs or any("log_prob" in earlier.gives for earlier in kept)
+            if stage.kind != "source" and known:
+                kept.append(stage)
+        return kept
+
     def begin(self, data: Any) -> None:
         """Tell the stages, once, what is known of the images.
 

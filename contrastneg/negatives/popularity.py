@@ -188,6 +188,10 @@ class OfPopularity(StageWithState):
         self.register_buffer("frequency", torch.zeros(0))
         self.register_buffer("pending", torch.zeros(0), persistent=False)
 
+    def first_epoch(self, epochs: float) -> float:
+        """The first clustering or search, where popularity comes from one."""
+        return self.popularity.start if isinstance(self.popularity, (ClusterSize, InDegree)) else 0.0
+
     def begin(self, facts: Facts) -> None:
         """Popularity before the first step.
 

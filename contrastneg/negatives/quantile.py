@@ -62,6 +62,10 @@ class GlobalQuantile(StageWithState):
         """Whether it marks further positives."""
         return self.action == "attract"
 
+    def first_epoch(self, epochs: float) -> float:
+        """Where ``begin_at`` lies."""
+        return self.begin_at * epochs
+
     def begin(self, facts: Facts) -> None:
         """Make room for the thresholds of all images."""
         self._set_tables(facts.images)

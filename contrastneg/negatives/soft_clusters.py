@@ -52,6 +52,10 @@ class SoftClusterWeight(StageWithState):
             check_range(self, name, least)
         self.register_buffer("centers", torch.zeros(self.clusters, 0))
 
+    def first_epoch(self, epochs: float) -> float:
+        """The first clustering."""
+        return self.start
+
     def begin(self, facts: Facts) -> None:
         """Make room for the centres."""
         self.centers = self.centers.new_zeros(self.clusters, facts.dim)

@@ -72,6 +72,10 @@ class SynCo(Stage):
             raise ValueError(f"SynCo.extrapolation is {self.extrapolation}: give at least 1, the candidate itself")
         check_not_negative(self, *COUNTS, "noise", "shift", "sign_shift", "warmup_epochs")
 
+    def first_epoch(self, epochs: float) -> float:
+        """The end of the warm-up."""
+        return self.warmup_epochs
+
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with the points of all six kinds appended, in the order of the settings."""
         counts = [whole(getattr(self, name), clock) for name in COUNTS]

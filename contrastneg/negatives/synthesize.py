@@ -43,6 +43,10 @@ class MoCHi(Stage):
             raise ValueError(f"MoCHi.pool is {self.pool}: mix at least 1 candidate")
         check_not_negative(self, "pair_mixes", "query_mixes", "warmup_epochs")
 
+    def first_epoch(self, epochs: float) -> float:
+        """The end of the warm-up."""
+        return self.warmup_epochs
+
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``pair_mixes + query_mixes`` columns more."""
         pairs, singles = (whole(n, clock) for n in (self.pair_mixes, self.query_mixes))
