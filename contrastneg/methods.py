@@ -104,7 +104,8 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
-        self.pipeline = Pipeline(stages or [], {"id", "support", "queue" if queue_size else "batch"}, projector.out)
+        provides = {"id", "support", "queue" if queue_size else "batch"}
+        self.pipeline = Pipeline(stages or [], provides, projector.out, loss)
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers
@@ -136,7 +137,7 @@ class MoCo(pl.LightningModule):
         return self.pipeline.stages
 
     def setup(self, stage: str) -> None:
-        """Tell the stages what is known of the images."""
+        """Tell the stages and the loss what is known of the images."""
         self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:
@@ -266,7 +267,7 @@ class SimCLR(pl.LightningModule):
         keep_settings(self, locals())
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
-        self.pipeline = Pipeline(stages or [], {"id", "support", "batch"}, projector.out)
+        self.pipeline = Pipeline(stages or [], {"id", "support", "batch", "key_gradient"}, projector.out, loss)
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective = temperature, loss
         self.batch_norm, self.optimizer_settings = batch_norm, optimizer
@@ -292,7 +293,7 @@ class SimCLR(pl.LightningModule):
         return self.pipeline.stages
 
     def setup(self, stage: str) -> None:
-        """Tell the stages what is known of the images."""
+        """Tell the stages and the loss what is known of the images."""
         self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:

@@ -304,8 +304,13 @@ class StageWithState(nn.Module, Stage):
         """The edited table."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = buffer.new_empty(saved.shape)
+        take_saved_sizes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def take_saved_sizes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Give the buffers of a module the sizes that they have in a checkpoint, before it is loaded."""
+    for name, buffer in module._buffers.items():
+        saved = state_dict.get(prefix + name)
+        if buffer is not None and saved is not None and saved.shape != buffer.shape:
+            module._buffers[name] = buffer.new_empty(saved.shape)

@@ -17,7 +17,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
     Args:
         stages: The stages in the order in which they will run.
         provides: What holds before the first: "id" (images behind keys are known), "queue" or "batch" (where the keys
-            come from); "iid" (candidates are drawn alike from the data) is added.
+            come from), "key_gradient" (they carry one); "iid" (candidates are drawn alike from the data) is added.
 
     Raises:
         ValueError: A stage comes too early or too late, or needs what an earlier one took away or nobody gives.
@@ -114,6 +114,7 @@ class Pipeline(nn.Module):
         stages: The stages in order.
         provides: What holds before the first, see :func:`check_pipeline`.
         dim: Width of the embeddings that are compared.
+        loss: What follows the stages; told of the images, too, if it has a ``begin``. Its state is a part of the method.
 
     Raises:
         ValueError: The list cannot be right.
@@ -121,7 +122,7 @@ class Pipeline(nn.Module):
 
     refreshed: Tensor
 
-    def __init__(self, stages: Sequence[Stage], provides: set[str], dim: int) -> None:
+    def __init__(self, stages: Sequence[Stage], provides: set[str], dim: int, loss: Any = None) -> None:
         super().__init__()
         check_pipeline(stages, provides)
         self.stages = list(stages)
@@ -135,6 +136,8 @@ class Pipeline(nn.Module):
         )
         self.register_buffer("refreshed", torch.tensor(-1))  # epoch of the last refresh
         self._facts: Facts | None = None
+        self._asking = [stage for stage in stages if type(stage).begin is not Stage.begin]
+        self._asking += [loss] if hasattr(loss, "begin") else []
 
     @property
     def labels(self) -> Int64[Tensor, " T"] | None:
@@ -153,24 +156,23 @@ class Pipeline(nn.Module):
         return kept
 
     def begin(self, data: Any) -> None:
-        """Tell the stages, once, what is known of the images.
+        """Tell the stages and the loss, once, what is known of the images.
 
         Args:
             data: A data module with ``facts(dim)``.
 
         Raises:
-            ValueError: A stage cannot work on these images, or asks about them and the data module does not tell.
+            ValueError: One of them cannot work on these images, or asks about them and the data module does not tell.
         """
-        asking = [stage for stage in self.stages if type(stage).begin is not Stage.begin]
         if hasattr(data, "support_views"):
             data.support_views = max((stage.support_views for stage in self.stages), default=0)
         if self._facts is None and hasattr(data, "facts"):
             facts = self._facts = data.facts(self.dim)
-            for stage in asking:
-                stage.begin(facts)
-        elif self._facts is None and asking:
+            for part in self._asking:
+                part.begin(facts)
+        elif self._facts is None and self._asking:
             raise ValueError(
-                f"stage {type(asking[0]).__name__} must know the images but the data module has no facts(dim): "
+                f"{type(self._asking[0]).__name__} must know the images but the data module has no facts(dim): "
                 "use contrastneg.data.module.PretrainData, or give yours that method"
             )
 
