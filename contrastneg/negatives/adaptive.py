@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.negatives.core import Clock, Negatives, StageWithState
-from contrastneg.negatives.select import Mass, check_count, check_range, known_law, uniform_subset
+from contrastneg.negatives.select import Mass, check_count, check_range, scaling, uniform_subset
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ class AdaptiveCount(StageWithState):
         check_range(self, "largest", self.smallest)
         check_range(self, "false_negatives", 1e-9, 1 - 1e-9)
         check_range(self, "momentum", 0, 1 - 1e-9)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.register_buffer("beaten", torch.zeros(()))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
         self.register_buffer("now", torch.tensor(self.count))

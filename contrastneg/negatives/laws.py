@@ -14,7 +14,7 @@ from contrastneg.negatives.select import (
     count_at,
     draw_by_law,
     keep_only,
-    known_law,
+    scaling,
 )
 from contrastneg.schedules import Schedule, value
 
@@ -53,7 +53,7 @@ class SoftmaxSubset(Stage):
             raise ValueError(
                 f"SoftmaxSubset.temperature is {self.temperature}: give a number above 0, or none for the method's"
             )
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -91,7 +91,7 @@ class RankSubset(Stage):
     def __post_init__(self) -> None:
         check_count(self)
         check_range(self, "decay", 1e-6)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""

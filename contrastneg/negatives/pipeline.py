@@ -17,12 +17,13 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
     Args:
         stages: The stages in the order in which they will run.
         provides: What holds before the first: "id" (images behind keys are known), "queue" or "batch" (where the keys
-            come from), "key_gradient" (they carry one); "iid" (candidates are drawn alike from the data) is added.
+            come from), "key_gradient" (they carry one); "iid" (candidates are drawn alike from the data) and "plain mass"
+            (no weight makes up for dropped candidates) are added.
 
     Raises:
         ValueError: A stage comes too early or too late, or needs what an earlier one took away or nobody gives.
     """
-    holds = {"iid", *provides}
+    holds = {"iid", "plain mass", *provides}
     taken: dict[str, str] = {}
     furthest, before = 0, ""
     for stage in stages:

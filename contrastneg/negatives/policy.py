@@ -1,8 +1,7 @@
 """Samplers that look for the candidates with the highest reward: a learned policy, and the best one in closed form."""
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -11,8 +10,8 @@ from torch import Tensor
 from contrastneg import distributed
 from contrastneg.negatives.ascent import Climber
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
-from contrastneg.negatives.select import gumbel_top
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
+from contrastneg.negatives.synthesize import check_not_negative
 from contrastneg.schedules import Schedule, value
 
 
@@ -39,19 +38,21 @@ class BestResponse(Stage):
     """Weight T of the entropy, above 0: the larger, the more uniform the law. A number or a schedule."""
     reward_temperature: float | Schedule = 0.2
     """Temperature t_r that similarities are divided by before they are squashed, above 0. A number or a schedule."""
-    mass: Literal["preserve", "plain"] = "preserve"
+    mass: Mass = "preserve"
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
         check_count(self)
         check_positive(self, "entropy", "reward_temperature")
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
         reward = rewards(negatives, value(self.reward_temperature, clock.progress))
         log_law = law(reward / value(self.entropy, clock.progress), negatives.kept)
         draws = clock.generator("BestResponse", reward.device)
-        return kept_by_law(negatives, log_law, whole(self.count, clock), self.mass, draws)
+        chosen, log_prob = draw_by_law(log_law, count_at(self.count, clock), draws)
+        return keep_only(negatives, chosen, self.mass, log_prob)
 
 
 @dataclass(eq=False)
@@ -94,7 +95,7 @@ class LearnedPolicy(StageWithState):
     """Learning rate of the sampler's Adam. A number or a schedule."""
     baseline_decay: float = 0.9
     """Share of the old baseline kept per step, in [0, 1]."""
-    mass: Literal["preserve", "plain"] = "preserve"
+    mass: Mass = "preserve"
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ class LearnedPolicy(StageWithState):
                 raise ValueError(f"LearnedPolicy.{name} is {getattr(self, name)}: give at least 1")
         if not 0 <= self.baseline_decay <= 1:
             raise ValueError(f"LearnedPolicy.baseline_decay is {self.baseline_decay}: give a number from 0 to 1")
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.network = Climber()
         self.register_buffer("baseline", torch.zeros(()))
 
@@ -120,7 +122,7 @@ class LearnedPolicy(StageWithState):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query; in training, the sampler is a step further."""
         if negatives.n_keys == 0:
-            return negatives
+            return keep_only(negatives, negatives.kept, self.mass, torch.zeros_like(negatives.log_weight))
         self._start(negatives.query.shape[1])
         generator = clock.generator("LearnedPolicy", negatives.similarity.device)
         learns = self.training
@@ -129,7 +131,8 @@ class LearnedPolicy(StageWithState):
             log_law = law(self.scores(negatives, weights), negatives.kept)
             if learns:
                 self._learn(negatives, weights, log_law, generator, clock)
-        return kept_by_law(negatives, log_law.detach(), whole(self.count, clock), self.mass, generator)
+        chosen, log_prob = draw_by_law(log_law.detach(), count_at(self.count, clock), generator)
+        return keep_only(negatives, chosen, self.mass, log_prob)
 
     def scores(self, negatives: Negatives, weights: Float[Tensor, " P"]) -> Float[Tensor, "B M"]:
         """Logits of the sampler for every candidate.
@@ -191,25 +194,6 @@ def law(logit: Float[Tensor, "B M"], kept: Bool[Tensor, "B M"]) -> Float[Tensor,
     some = kept.any(dim=1, keepdim=True)
     open_to = kept | ~some  # a softmax of nothing would be NaN, its gradient too
     return logit.masked_fill(~open_to, -torch.inf).log_softmax(dim=1).masked_fill(~kept, -torch.inf)
-
-
-def kept_by_law(
-    negatives: Negatives, log_law: Float[Tensor, "B M"], count: int, mass: str, generator: torch.Generator
-) -> Negatives:
-    """The table with candidates drawn from a law without replacement.
-
-    ``log_prob`` becomes the expected number of draws of a candidate among ``count`` with replacement, at most 1: for a
-    uniform law, the probability of being kept.
-    """
-    count = max(1, count)
-    chosen = gumbel_top(log_law, count, generator)
-    before, after = (mask.sum(dim=1, keepdim=True) for mask in (negatives.kept, chosen))
-    thinned = negatives.removed(~chosen)
-    if mass == "preserve":
-        share = after.clamp(min=1).to(log_law.dtype) / before.clamp(min=1)
-        thinned = replace(thinned, log_weight=thinned.log_weight - share.log())
-    expected = (log_law + after.clamp(min=1).to(log_law.dtype).log()).clamp(max=0)
-    return replace(thinned, log_prob=expected.masked_fill(~chosen, -math.inf))
 
 
 def check_count(stage: Stage) -> None:

@@ -18,7 +18,7 @@ from contrastneg import distributed
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.groups import column_codes, kmeans, sizes
-from contrastneg.negatives.select import Mass, check_count, check_range, count_at, draw_by_law, keep_only, known_law
+from contrastneg.negatives.select import Mass, check_count, check_range, count_at, draw_by_law, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
@@ -247,7 +247,7 @@ class PopularSubset(OfPopularity):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -268,6 +268,7 @@ class PopularityWeight(OfPopularity):
     """
 
     kind: ClassVar[str] = "weight"
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.groups import column_codes
 from contrastneg.negatives.hard import ranks_between
-from contrastneg.negatives.select import Mass, check_count, check_range, count_at, keep_only, known_law
+from contrastneg.negatives.select import Mass, check_count, check_range, count_at, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.schedules import Schedule, value
 
@@ -83,7 +83,7 @@ class RelatedSubset(Related):
         super().__post_init__()
         check_count(self)
         check_range(self, "beta", 0, 1)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -120,6 +120,7 @@ class RelatedWeight(Related):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "factor", 1e-12)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""

@@ -37,7 +37,7 @@ class UniformSubset(Stage):
 
     def __post_init__(self) -> None:
         check_count(self)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -71,7 +71,7 @@ def keep_only(
         mass: "preserve" gives the chosen the weight (candidates before) / (candidates chosen) each, "plain" leaves their
             weights alone.
         log_prob: Logarithm of the probability with which a candidate was chosen; None where that is not known. That of
-            an earlier draw is multiplied with it.
+            an earlier draw is multiplied with it, 1 for candidates that nobody drew.
     """
     chosen = chosen & negatives.kept
     thinned = negatives.removed(~chosen)
@@ -79,7 +79,7 @@ def keep_only(
         before, after = negatives.kept.sum(dim=1, keepdim=True), chosen.sum(dim=1, keepdim=True)
         thinned = replace(thinned, log_weight=thinned.log_weight + (before.clamp(min=1) / after.clamp(min=1)).log())
     if log_prob is not None and negatives.log_prob is not None:
-        log_prob = log_prob + negatives.log_prob
+        log_prob = log_prob + negatives.log_prob.masked_fill(negatives.log_prob.isnan(), 0)
     return replace(thinned, log_prob=None if log_prob is None else log_prob.masked_fill(~chosen, -math.inf))
 
 
@@ -131,9 +131,9 @@ def draw_by_law(
     return drawn, log_prob.nan_to_num(nan=-torch.inf)  # -inf - -inf where neither can be drawn
 
 
-def known_law(mass: Mass) -> frozenset[str]:
-    """What later stages may rely on after a draw whose law is known; "plain mass" if the weights are untouched by it."""
-    return frozenset({"log_prob", "plain mass"} if mass == "plain" else {"log_prob"})
+def scaling(mass: Mass) -> frozenset[str]:
+    """What no longer holds after a draw by a known law, or weights, of this mass: that no weight makes up for a draw."""
+    return frozenset({"plain mass"} if mass == "preserve" else ())
 
 
 def count_at(count: int | Schedule, clock: Clock) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.groups import kmeans
 from contrastneg.negatives.popularity import due
-from contrastneg.negatives.select import Mass, check_range
+from contrastneg.negatives.select import Mass, check_range, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.randomness import derive_seed
 
@@ -50,6 +50,7 @@ class SoftClusterWeight(StageWithState):
         super().__post_init__()
         for name, least in (("clusters", 2), ("freedom", 1e-6), ("bandwidth", 1e-6), ("start", 0), ("every", 1)):
             check_range(self, name, least)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.register_buffer("centers", torch.zeros(self.clusters, 0))
 
     def first_epoch(self, epochs: float) -> float:

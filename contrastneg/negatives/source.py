@@ -12,6 +12,7 @@ from torch import Tensor
 from contrastneg.negatives.bank import Bank, Combine, KeyBank, appended_keys, check_positive, filled_up, joined, largest
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.graph import Edges, Graph, OnGraph
+from contrastneg.negatives.select import scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -44,6 +45,7 @@ class MemoryBank(StageWithState):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "count")
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.memory = KeyBank(self.bank)
 
     @property

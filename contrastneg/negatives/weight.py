@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
 from contrastneg.negatives.core import Clock, Negatives, Stage
-from contrastneg.negatives.select import Mass, check_range
+from contrastneg.negatives.select import Mass, check_range, scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -27,6 +27,7 @@ class HardnessWeight(Stage):
     """
 
     kind: ClassVar[str] = "weight"
+    breaks: ClassVar[frozenset[str]] = frozenset({"plain mass"})
 
     beta: float | Schedule = 1.0
     """Tilt towards hard candidates, 0 or more, in units of 1 / temperature as in the official code. A number or a schedule."""
@@ -62,7 +63,7 @@ class GaussianWeight(Stage):
     """
 
     kind: ClassVar[str] = "weight"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     center: float | Schedule = 0.7
     """Similarity with the largest weight (mu). A number or a schedule."""
@@ -90,7 +91,7 @@ class FixedMass(Stage):
     """
 
     kind: ClassVar[str] = "weight"
-    breaks: ClassVar[frozenset[str]] = frozenset({"mass"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"plain mass"})
 
     total: float | Schedule = 256.0
     """Weight of all candidates of a query together (a), above 0. A number or a schedule."""
@@ -115,8 +116,8 @@ class SamplingCorrection(Stage):
 
     With ``mass`` "preserve" each row's total stays what it was: self-normalised importance sampling, right after a
     selector of either mass, consistent and with a small bias. "plain" after a selector of mass "plain" is unbiased for
-    the sum over all candidates at ``strength`` 1; after one that preserved the mass it would count it twice, and is
-    refused. Before a law of popularity alike, it leaves of that law only the variance.
+    the sum over all candidates at ``strength`` 1; after one that preserved the mass, or weights that kept a total, it
+    would count twice, and is refused. Before a law of popularity alike, it leaves of that law only the variance.
     """
 
     kind: ClassVar[str] = "weight"
@@ -131,6 +132,7 @@ class SamplingCorrection(Stage):
         check_range(self, "strength", 0, 1)
         if self.mass == "plain":
             object.__setattr__(self, "needs", frozenset({"log_prob", "plain mass"}))
+        object.__setattr__(self, "breaks", scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights.
