@@ -103,7 +103,9 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
-        self.pipeline = Pipeline(stages or [], {"id", "support", "queue" if queue_size else "batch"}, projector.out)
+        self.pipeline = Pipeline(
+            stages or [], {"id", "support", "queue" if queue_size else "batch"}, projector.out, queue_size or None
+        )
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers

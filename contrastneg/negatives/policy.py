@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.ascent import Climber
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.select import gumbel_top
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 
@@ -32,6 +33,7 @@ class BestResponse(Stage):
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -43,8 +45,8 @@ class BestResponse(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_positive(self, "entropy", "reward_temperature")
+        check_range(self, "count", least=1)
+        check_range(self, "entropy", "reward_temperature", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -69,12 +71,14 @@ class LearnedPolicy(StageWithState):
 
     An analogy of IRGAN (arXiv:1705.10513) and KBGAN (arXiv:1711.04071): the adversarial sampler of their discrete settings
     over the keys of a table; the linear scorer, rates and the entropy weight are ours. Experimental: over a queue, where
-    every similarity is known, :class:`BestResponse` gives what this one can at best learn.
+    every similarity is known, :class:`BestResponse` gives what this one can at best learn. No stage that makes candidates
+    may follow: they are continuous, and the law has no probability of them.
     """
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "synthesize"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
     network: Climber = field(init=False, repr=False)
     baseline: Tensor = field(init=False, repr=False)
 
@@ -99,14 +103,10 @@ class LearnedPolicy(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        check_positive(self, "temperature", "reward_temperature")
-        check_not_negative(self, "entropy", "rate")
-        for name in ("draws", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LearnedPolicy.{name} is {getattr(self, name)}: give at least 1")
-        if not 0 <= self.baseline_decay <= 1:
-            raise ValueError(f"LearnedPolicy.baseline_decay is {self.baseline_decay}: give a number from 0 to 1")
+        check_range(self, "count", "draws", "width", least=1)
+        check_range(self, "temperature", "reward_temperature", above=0)
+        check_range(self, "entropy", "rate", least=0)
+        check_range(self, "baseline_decay", least=0, most=1)
         self.network = Climber()
         self.register_buffer("baseline", torch.zeros(()))
 
@@ -210,18 +210,3 @@ def kept_by_law(
         thinned = replace(thinned, log_weight=thinned.log_weight - share.log())
     expected = (log_law + after.clamp(min=1).to(log_law.dtype).log()).clamp(max=0)
     return replace(thinned, log_prob=expected.masked_fill(~chosen, -math.inf))
-
-
-def check_count(stage: Stage) -> None:
-    """Refuse a count below 1; a schedule is not asked."""
-    count = getattr(stage, "count")  # noqa: B009 - both stages have one, their common class has not
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"{type(stage).__name__}.count is {count}: keep at least 1 candidate")
-
-
-def check_positive(stage: Stage, *names: str) -> None:
-    """Refuse settings that are not above 0; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number <= 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number above 0")
