@@ -105,7 +105,7 @@ class MoCo(pl.LightningModule):
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
         provides = {"id", "support", "queue" if queue_size else "batch"}
-        self.pipeline = Pipeline(stages or [], provides, projector.out, loss)
+        self.pipeline = Pipeline(stages or [], provides, projector.out, loss, queue_size or None)
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers

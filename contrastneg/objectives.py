@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from contrastneg import distributed, losses
+from contrastneg.checks import check_range
 from contrastneg.negatives import Clock, Facts, Negatives, Stage
 from contrastneg.negatives.core import take_saved_sizes
 from contrastneg.schedules import Schedule, value
@@ -137,7 +138,7 @@ class Debiased(SumObjective):
     """Probability that a candidate has the query's class, at least 0 and below 1; 1 / classes if they are balanced."""
 
     def __post_init__(self) -> None:
-        check_range(self, "class_prior", "at least 0 and below 1", lambda x: 0 <= x < 1)
+        check_range(self, "class_prior", least=0, below=1)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.debiased_info_nce`."""
@@ -169,8 +170,8 @@ class HardWeighted(SumObjective):
     """Treat the weights as constants; off as published, where easy negatives may be attracted a little."""
 
     def __post_init__(self) -> None:
-        check_range(self, "beta", "at least 0", lambda x: x >= 0)
-        check_range(self, "class_prior", "at least 0 and below 1", lambda x: 0 <= x < 1)
+        check_range(self, "beta", least=0)
+        check_range(self, "class_prior", least=0, below=1)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.hard_info_nce`."""
@@ -220,7 +221,7 @@ class SogCLR(SumObjective, nn.Module):
     """Share of the new mean in the average, above 0 and at most 1. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "gamma", "above 0 and at most 1", lambda x: 0 < x <= 1)
+        check_range(self, "gamma", above=0, most=1)
         nn.Module.__init__(self)
         self._set_tables(0)
 
@@ -288,7 +289,7 @@ class DecoupledWeighted(SumObjective):
     """Treat the weights as constants; public implementations differ."""
 
     def __post_init__(self) -> None:
-        check_range(self, "sigma", "above 0", lambda x: x > 0)
+        check_range(self, "sigma", above=0)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.von_mises_fisher_weight`."""
@@ -305,7 +306,7 @@ class DualTemperature(SumObjective):
     """Second temperature over the method's, above 0; 1 is InfoNCE."""
 
     def __post_init__(self) -> None:
-        check_range(self, "ratio", "above 0", lambda x: x > 0)
+        check_range(self, "ratio", above=0)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.dual_temperature_info_nce`."""
@@ -326,8 +327,8 @@ class RINCE(SumObjective):
     """Divide by e^(exponent / temperature): the same loss at another learning rate, safe at small temperatures."""
 
     def __post_init__(self) -> None:
-        check_range(self, "exponent", "above 0 and at most 1", lambda x: 0 < x <= 1)
-        check_range(self, "density", "between 0 and 1", lambda x: 0 < x < 1)
+        check_range(self, "exponent", above=0, most=1)
+        check_range(self, "density", above=0, below=1)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.rince`."""
@@ -373,7 +374,7 @@ class Sincere(Objective):
     """Taken from the positive's logit in the denominator, 0 or more; 0.25 gives epsilon-SupInfoNCE. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "margin", "at least 0", lambda x: x >= 0)
+        check_range(self, "margin", least=0)
 
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
@@ -389,7 +390,12 @@ class Sincere(Objective):
 
 @dataclass(frozen=True)
 class CosineContrastive(Objective):
-    """Only candidates above a margin count, all alike (SimpleX, arXiv:2109.12613). The temperature plays no part."""
+    """Only candidates above a margin count, all alike (SimpleX, arXiv:2109.12613). The temperature plays no part.
+
+    A correction of the sampling is one of the softmax, which is not here: SamplingCorrection is refused.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"no correction"})
 
     margin: float | Schedule = 0.4
     """Cosine above which a candidate counts, from -1 to 1. The default is ours; the paper's library has 0."""
@@ -399,8 +405,8 @@ class CosineContrastive(Objective):
     """Mean or sum over the candidates; the paper's library sums with weight 1 unless told."""
 
     def __post_init__(self) -> None:
-        check_range(self, "margin", "from -1 to 1", lambda x: -1 <= x <= 1)
-        check_range(self, "negative_weight", "above 0", lambda x: x > 0)
+        check_range(self, "margin", least=-1, most=1)
+        check_range(self, "negative_weight", above=0)
 
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
@@ -433,7 +439,7 @@ class Triplet(Objective):
     """How far a candidate's cosine should lie below the positive's, from 0 to 2; half of FaceNet's margin of 0.2."""
 
     def __post_init__(self) -> None:
-        check_range(self, "margin", "from 0 to 2", lambda x: 0 <= x <= 2)
+        check_range(self, "margin", least=0, most=2)
 
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
@@ -449,6 +455,9 @@ class Sigmoid(Objective):
     bias: float | Schedule = -10.0
     """Added to all logits; -10 where the paper's learned bias starts [as recalled, not read]."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "bias")
+
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
     ) -> Float[Tensor, " B"]:
@@ -462,6 +471,9 @@ class BinaryCrossEntropy(Objective):
 
     bias: float | Schedule = 0.0
     """Added to all logits."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "bias")
 
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
@@ -480,7 +492,7 @@ class DualAMN(Objective):
     """How much the hardest candidates stand out, above 0."""
 
     def __post_init__(self) -> None:
-        check_range(self, "scale", "above 0", lambda x: x > 0)
+        check_range(self, "scale", above=0)
 
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
@@ -512,8 +524,8 @@ class Square(SumObjective):
     """Cosine that candidates should have, from -1 to 1."""
 
     def __post_init__(self) -> None:
-        check_range(self, "negative_weight", "above 0", lambda x: x > 0)
-        check_range(self, "target", "from -1 to 1", lambda x: -1 <= x <= 1)
+        check_range(self, "negative_weight", above=0)
+        check_range(self, "target", least=-1, most=1)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.square`; through the second moment of the keys."""
@@ -539,10 +551,8 @@ class AlignUniform(SumObjective):
     """Power of the distance between the two views, above 0."""
 
     def __post_init__(self) -> None:
-        for name in ("scale", "exponent"):
-            check_range(self, name, "above 0", lambda x: x > 0)
-        for name in ("align_weight", "uniform_weight"):
-            check_range(self, name, "at least 0", lambda x: x >= 0)
+        check_range(self, "scale", "exponent", above=0)
+        check_range(self, "align_weight", "uniform_weight", least=0)
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.align_uniform`."""
@@ -580,13 +590,3 @@ def square_mean(sums: Sums, target: float) -> tuple[Tensor, Tensor]:
     count = sums.log_count()
     empty = count == -torch.inf
     return sums.square_sum(target) / count.masked_fill(empty, 0).exp(), empty
-
-
-def check_range(loss: Objective, name: str, allowed: str, within: Callable[[float], bool]) -> None:
-    """Refuse a setting that is out of range; a schedule is asked at both ends of the run."""
-    setting = getattr(loss, name)
-    for progress in (0.0, 1.0):
-        number = value(setting, progress)
-        if not within(number):
-            when = f" at progress {progress:g}" if isinstance(setting, Schedule) else ""
-            raise ValueError(f"{type(loss).__name__}.{name} is {number:g}{when}: give a number {allowed}")

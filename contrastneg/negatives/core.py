@@ -229,7 +229,11 @@ class Stage(ABC):
     gives: ClassVar[frozenset[str]] = frozenset()
     """What later stages may rely on after it."""
     breaks: ClassVar[frozenset[str]] = frozenset()
-    """What no longer holds after it."""
+    """What no longer holds after it; a kind stands for stages that may not follow."""
+    of_candidates: ClassVar[tuple[str, ...]] = ()
+    """Settings that count candidates of the table: none may ask for more than there can be."""
+    of_images: ClassVar[tuple[str, ...]] = ()
+    """Settings that count images: none may ask for more than there are."""
     oracle = False
     """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.logsumexp import own_pairs
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
 from contrastneg.negatives.mixes import row_parts
@@ -49,8 +50,7 @@ class NeighbourPositive(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"NeighbourPositive.size is {self.size}: hold at least 1 embedding")
+        check_range(self, "size", least=1)
         self.queue = KeyQueue(self.size, 1)  # of the right width as soon as that is known
         self._labels: Tensor | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # cosines, images and neighbours of the last table

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.ascent import Climber
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
 from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
-from contrastneg.negatives.synthesize import check_not_negative
 from contrastneg.schedules import Schedule, value
 
 
@@ -31,6 +31,7 @@ class BestResponse(Stage):
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -42,8 +43,8 @@ class BestResponse(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_positive(self, "entropy", "reward_temperature")
+        check_range(self, "count", least=1)
+        check_range(self, "entropy", "reward_temperature", above=0)
         object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
@@ -70,12 +71,14 @@ class LearnedPolicy(StageWithState):
 
     An analogy of IRGAN (arXiv:1705.10513) and KBGAN (arXiv:1711.04071): the adversarial sampler of their discrete settings
     over the keys of a table; the linear scorer, rates and the entropy weight are ours. Experimental: over a queue, where
-    every similarity is known, :class:`BestResponse` gives what this one can at best learn.
+    every similarity is known, :class:`BestResponse` gives what this one can at best learn. No stage that makes candidates
+    may follow: they are continuous, and the law has no probability of them.
     """
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "synthesize"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
     network: Climber = field(init=False, repr=False)
     baseline: Tensor = field(init=False, repr=False)
 
@@ -100,14 +103,10 @@ class LearnedPolicy(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        check_positive(self, "temperature", "reward_temperature")
-        check_not_negative(self, "entropy", "rate")
-        for name in ("draws", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LearnedPolicy.{name} is {getattr(self, name)}: give at least 1")
-        if not 0 <= self.baseline_decay <= 1:
-            raise ValueError(f"LearnedPolicy.baseline_decay is {self.baseline_decay}: give a number from 0 to 1")
+        check_range(self, "count", "draws", "width", least=1)
+        check_range(self, "temperature", "reward_temperature", above=0)
+        check_range(self, "entropy", "rate", least=0)
+        check_range(self, "baseline_decay", least=0, most=1)
         object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.network = Climber()
         self.register_buffer("baseline", torch.zeros(()))
@@ -194,18 +193,3 @@ def law(logit: Float[Tensor, "B M"], kept: Bool[Tensor, "B M"]) -> Float[Tensor,
     some = kept.any(dim=1, keepdim=True)
     open_to = kept | ~some  # a softmax of nothing would be NaN, its gradient too
     return logit.masked_fill(~open_to, -torch.inf).log_softmax(dim=1).masked_fill(~kept, -torch.inf)
-
-
-def check_count(stage: Stage) -> None:
-    """Refuse a count below 1; a schedule is not asked."""
-    count = getattr(stage, "count")  # noqa: B009 - both stages have one, their common class has not
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"{type(stage).__name__}.count is {count}: keep at least 1 candidate")
-
-
-def check_positive(stage: Stage, *names: str) -> None:
-    """Refuse settings that are not above 0; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number <= 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number above 0")

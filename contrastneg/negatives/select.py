@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.schedules import Schedule, value
 
@@ -29,6 +30,7 @@ class UniformSubset(Stage):
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -36,7 +38,7 @@ class UniformSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
+        check_range(self, "count", least=1)
         object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
@@ -139,18 +141,3 @@ def scaling(mass: Mass) -> frozenset[str]:
 def count_at(count: int | Schedule, clock: Clock) -> int:
     """A number of candidates at this point of the run, at least 1."""
     return max(1, round(value(count, clock.progress)))
-
-
-def check_count(stage: Stage, name: str = "count") -> None:
-    """Refuse to keep fewer than one candidate."""
-    count = getattr(stage, name)
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"{type(stage).__name__}.{name} is {count}: keep at least 1 candidate")
-
-
-def check_range(stage: object, name: str, lowest: float, highest: float = math.inf) -> None:
-    """Refuse a number outside a closed range; schedules are taken at their word."""
-    number = getattr(stage, name)
-    if not isinstance(number, Schedule) and not lowest <= number <= highest:
-        wanted = f"{lowest} or more" if highest == math.inf else f"a number from {lowest} to {highest}"
-        raise ValueError(f"{type(stage).__name__}.{name} is {number}: give {wanted}")

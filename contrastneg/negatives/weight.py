@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.logsumexp import table_logsumexp
 from contrastneg.negatives.core import Clock, Negatives, Stage
-from contrastneg.negatives.select import Mass, check_range, scaling
+from contrastneg.negatives.select import Mass, scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -37,11 +38,8 @@ class HardnessWeight(Stage):
     """Treat the weights as constants; off as published."""
 
     def __post_init__(self) -> None:
-        check_range(self, "beta", 0)
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(
-                f"HardnessWeight.temperature is {self.temperature}: give a number above 0, or none for the method's"
-            )
+        check_range(self, "beta", least=0)
+        check_range(self, "temperature", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -71,7 +69,8 @@ class GaussianWeight(Stage):
     """Standard deviation in units of similarity (sigma), above 0. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "width", 1e-4)
+        check_range(self, "center")
+        check_range(self, "width", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -97,7 +96,7 @@ class FixedMass(Stage):
     """Weight of all candidates of a query together (a), above 0. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "total", 1e-6)
+        check_range(self, "total", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -121,7 +120,8 @@ class SamplingCorrection(Stage):
     """
 
     kind: ClassVar[str] = "weight"
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "all ranks"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"no correction"})
 
     strength: float | Schedule = 1.0
     """Part of the law that is undone (gamma), from 0 to 1. A number or a schedule."""
@@ -129,9 +129,9 @@ class SamplingCorrection(Stage):
     """Keep each row's total weight, or add the correction as it stands."""
 
     def __post_init__(self) -> None:
-        check_range(self, "strength", 0, 1)
+        check_range(self, "strength", least=0, most=1)
         if self.mass == "plain":
-            object.__setattr__(self, "needs", frozenset({"log_prob", "plain mass"}))
+            object.__setattr__(self, "needs", self.needs | {"plain mass"})
         object.__setattr__(self, "breaks", scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:

@@ -234,7 +234,7 @@ def test_a_correction_after_two_draws_weighs_by_both_and_by_the_second_alone_whe
 
 def test_a_correction_without_a_law_is_refused():
     for stages in ([SamplingCorrection()], [UniformSubset(), HardestSubset(4), SamplingCorrection()]):
-        with pytest.raises(ValueError, match="SamplingCorrection needs 'log_prob'"):
+        with pytest.raises(ValueError, match="SamplingCorrection needs '(log_prob|all ranks)'"):
             check_pipeline(stages, {"id"})
     with pytest.raises(ValueError, match="whose law nobody recorded"):
         SamplingCorrection()(table(), NOW)
