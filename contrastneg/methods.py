@@ -167,13 +167,13 @@ class MoCo(pl.LightningModule):
         self, query: Tensor, key: Tensor, image_id: Tensor, support: Tensor | None = None, direction: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         clock = replace(clock_of(self), direction=direction)
-        if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, self.stages))
-        else:
-            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         record = None
         if direction == 0:
             record = self.record = record_of_step(self)
+        if self.queue is not None:
+            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, self.stages, record))
+        else:
+            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         edits = (self.stages, self.temperature, clock, self.objective, record, support)
         return contrast(query, key, image_id, keys, key_id, *edits)
 
