@@ -65,9 +65,8 @@ def search(
             block = scaled[part] @ keys.T
             row, excluded = exclude[(exclude[:, 0] >= part.start) & (exclude[:, 0] < part.stop)].unbind(1)
             block[row - part.start, excluded] = -torch.inf
-            column[part] = _hardest(block, count, ordered)
-            logit[part] = block.gather(1, column[part])
-            total[part] = _exponentials_(block, logit[part].amax(dim=1, keepdim=True))
+            rows = [_hardest_and_sum_(block[few], count, ordered) for few in row_parts(block, len(keys))]
+            column[part], logit[part], total[part] = (torch.cat(found) for found in zip(*rows, strict=True))
             if with_gradient:
                 mean[part] = block @ keys
     top = logit.amax(dim=1)
@@ -76,13 +75,10 @@ def search(
     return Search(column, size, similarity, top * temperature, top + total[:, 0].log(), gradient)
 
 
-def _hardest(block: Tensor, count: int, ordered: bool) -> Tensor:
-    parts = row_parts(block, block.shape[1], 4)
-    return torch.cat([largest_columns(block[part], count, ordered) for part in parts])
-
-
-def _exponentials_(block: Tensor, top: Tensor) -> Tensor:
-    """Turn logits into ``exp(logit - top)``, as many rows at a time as stay in the cache; their sum over each row."""
-    finite = top.clamp(min=torch.finfo(top.dtype).min)  # -inf minus -inf would be NaN in a row without keys
-    sums = [block[part].sub_(finite[part]).exp_().sum(dim=1, keepdim=True) for part in row_parts(block, block.shape[1])]
-    return torch.cat(sums)
+def _hardest_and_sum_(block: Tensor, count: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns and values of the largest logits of rows that fit the cache; turns all into ``exp(logit - top)``, and sums."""
+    column = largest_columns(block, count, ordered)
+    logit = block.gather(1, column)
+    # At least a finite number: -inf minus -inf would be NaN in a row without keys.
+    top = logit.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logit.dtype).min)
+    return column, logit, block.sub_(top).exp_().sum(dim=1, keepdim=True)
