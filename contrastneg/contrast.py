@@ -59,9 +59,8 @@ def contrast(
     """
     if needs_no_table(objective, stages, record) and not keys.requires_grad:
         sums = KeySums(query, positive, keys, own_pairs(image_id, key_id))
-        for stage in stages if len(keys) else ():
-            assert isinstance(stage, HardestStage)
-            sums = MixedSums(sums, stage, temperature, replace(clock, stage=0))
+        if len(keys) and len(stages) == 1 and isinstance(stages[0], HardestStage):
+            sums = MixedSums(sums, stages[0], temperature, replace(clock, stage=0))
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
         return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)

@@ -1,6 +1,7 @@
 """Sums over each query's candidates, from the table of negatives or in one pass over the keys.
 
-A loss that is algebra on such sums is written once and runs on both: without stages the (B, K) table never exists.
+A loss that is algebra on such sums is written once and runs on both: without stages, or with one alone that makes its
+columns of each query's hardest keys, the (B, K) table never exists.
 """
 
 from abc import ABC, abstractmethod
@@ -130,23 +131,19 @@ class MixedSums(Sums):
         self.columns: tuple[Tensor, Tensor] | None = None
         if (made := stage.made(self.leaf, self._pool, clock)) is not None:
             similarity, kept = made
-            weight = similarity.new_zeros(1, 1) if kept is None else torch.zeros_like(similarity[:, :1])
-            weight = weight if kept is None else weight.masked_fill(~kept, -torch.inf)
-            self.columns = similarity, weight.expand_as(similarity)
+            log_weight = similarity.new_zeros(len(similarity), 1)
+            if kept is not None:
+                log_weight = log_weight.masked_fill(~kept, -torch.inf)
+            self.columns = similarity, log_weight.expand_as(similarity)
 
     def _pool(self, count: int) -> Pool:
-        keys = self.of_keys.keys.to(self.leaf.dtype)
+        """The hardest keys of each query, with the log-sum-exp over all as a by-product."""
+        keys, exclude = self.of_keys.keys.to(self.leaf.dtype), self.of_keys.exclude
         count = min(max(1, count), len(keys))
-        found = self.found = search(
-            self.leaf.detach(),
-            keys,
-            self.of_keys.exclude,
-            count,
-            temperature=self.temperature,
-            with_gradient=self.with_gradient,
-        )
-        whole = len(self.of_keys.exclude) == 0
-        return Pool.found(self.leaf, keys, found.column, found.size, found.similarity, whole)
+        query, with_gradient = self.leaf.detach(), self.with_gradient
+        found = search(query, keys, exclude, count, temperature=self.temperature, with_gradient=with_gradient)
+        self.found = found
+        return Pool.found(self.leaf, keys, found.column, found.size, found.similarity, whole=len(exclude) == 0)
 
     def logsumexp(self, temperature: float, *, constant: bool = False) -> Float[Tensor, " B"]:
         """See :class:`Sums`."""
