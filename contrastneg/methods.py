@@ -171,13 +171,13 @@ class MoCo(pl.LightningModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         clock = replace(clock_of(self), direction=direction)
         stages = self.stages if self.training else self.pipeline.stages_of_foreign_images
-        if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, stages))
-        else:
-            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         record = None
         if direction == 0:
             record = self.record = record_of_step(self)
+        if self.queue is not None:
+            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, stages, record))
+        else:
+            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         edits = (stages, self.temperature, clock, self.objective, record, support)
         return contrast(query, key, image_id, keys, key_id, *edits)
 
