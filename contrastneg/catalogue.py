@@ -114,7 +114,7 @@ def kind_of(thing: Any) -> str:
 
 def needs_of(thing: Any) -> list[str]:
     """What a class says that it needs, in words."""
-    words = [WORDS.get(need, need) for need in sorted(getattr(thing, "needs", ()))]
+    words: list[str] = [WORDS.get(need, need) for need in sorted(getattr(thing, "needs", ()))]
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 
@@ -244,15 +244,17 @@ ENTRIES: tuple[Entry, ...] = (
           ("MoCHi",), cifar("mochi")),
     # 2.3 Adversarial
     Entry("2.3a", "Adversarial sampler", "[39] IRGAN, [41] KBGAN", "analogy",
-          "a linear scorer over the keys of a table; experimental", "B·K·D twice", ("LearnedPolicy",), cifar("irgan")),
+          "a linear scorer over the keys of a table; experimental", "B·K times the width of its scorer",
+          ("LearnedPolicy",), cifar("irgan")),
     Entry("2.3b", "Unstable and slow", "–", "faithful",
           "a warning: of a given entropy the best adversary is known in closed form (derived here)", "B·K draws",
           ("BestResponse",), cifar("best_response")),
     Entry("2.3c", "Adversarial examples", "[59] CLAE arXiv:2010.12050", "analogy", "keys are moved, not images",
           "B·K·D once more", ("AdversarialShift",), cifar("clae")),
     Entry("2.3d", "Generated negatives", "[67] NEGCUT", "analogy",
-          "the query for features of patches in image translation", "38 times the plain loss at K = 4,096; B·M·D",
-          ("GeneratedNegatives",), cifar("negcut")),
+          "the query for features of patches in image translation",
+          "38 times the plain loss at K = 4,096: B·M·(D + noise) times its inner width", ("GeneratedNegatives",),
+          cifar("negcut")),
     Entry("2.3e", "Learned bank", "AdCo arXiv:2011.08435", "faithful", "about images itself; not in the survey's list",
           "memory 2·K·D; B·K·D once more", ("AdversarialBank",), cifar("adco") + large("imagenet/adco")),
     # 2.4 Graphs
@@ -280,7 +282,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("2.4g", "Power of the positives' law, exactly", "[72] MCNS", "analogy",
           "the model's similarity for edges; drawn over the table", "B·K draws", ("SoftmaxSubset",), cifar("softmax")),
     Entry("2.4h", "Hop mixing", "[74] MixGCF", "analogy", "means over nearest images for layers of a graph network",
-          "16 times the plain loss at K = 4,096; B·M·D, memory T·D a hop", ("HopMix",), cifar("mixgcf")),
+          "16 times the plain loss at K = 4,096: B·M·D a candidate and hop; search T²·D an epoch, memory T·D a hop",
+          ("HopMix",), cifar("mixgcf")),
     Entry("2.4h", "Positive mixing alone", "[74] MixGCF", "analogy", "one embedding for the layers of a graph network",
           "B·K top-k", ("PositiveMix",), cifar("positive_mix")),
     # 2.5 Additional data
@@ -348,12 +351,12 @@ ENTRIES: tuple[Entry, ...] = (
     # Beyond the survey: eliminate and attract
     Entry(BEYOND, "False negative cancellation", "FNC arXiv:2011.11765", "faithful",
           "detection of the official code; only the query is an anchor, not its support views",
-          "views more passes of the encoder; B·K·views", ("SupportViews", "MultiPositive"),
+          "one more pass of the encoder and B·K·D a view", ("SupportViews", "MultiPositive"),
           cifar("fnc") + large("imagenet/fnc")),
     Entry(BEYOND, "FNC by past keys", "FNC arXiv:2011.11765", "analogy", "keys of earlier epochs for further views",
           "memory T·D a key", ("SupportMemory",), cifar("fnc_memory")),
     Entry(BEYOND, "Global false negatives", "GloFND arXiv:2502.20612", "faithful",
-          "as released; candidates are the method's", "memory 3·T; B·K", ("GlobalQuantile",),
+          "as released; candidates are the method's", "memory 4·T; B·K", ("GlobalQuantile",),
           cifar("glofnd") + large("imagenet100/glofnd")),
     Entry(BEYOND, "SINCERE", "arXiv:2309.14277", "faithful",
           "with labels an oracle; with other stages what they attract", ROW_LOSS, ("Sincere",), cifar("sincere")),
@@ -368,7 +371,7 @@ ENTRIES: tuple[Entry, ...] = (
           cifar("self_adversarial")),
     Entry(BEYOND, "Gaussian weights", "ADNCE arXiv:2310.11048", "faithful", "as the code, not as its README", "B·K",
           ("GaussianWeight",), cifar("adnce")),
-    Entry(BEYOND, "Strength apart from number", "EqCo arXiv:2010.01929", "faithful",
+    Entry(BEYOND, "Strength apart from number", "EqCo arXiv:2010.01929", "reconstruction",
           "from memory, not verified against the paper", "B·K", ("FixedMass",), cifar("eqco")),
     # synthesize
     Entry(BEYOND, "Six kinds of synthetic negatives", "SynCo arXiv:2410.02401", "faithful",

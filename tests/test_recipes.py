@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*/negatives/*.yaml"))
 MOST_LINES = 20
 SMALL = {
-    "--method.backbone.name": "resnet9",
-    "--method.backbone.width": "0.125",
-    "--method.backbone.stem": "auto",
-    "--method.projector.out": "16",
-    "--method.batch_norm": "plain",  # the groups of a batch as small as this one would hold one image each
-    "--views.size": "16",
+    "method": {
+        "backbone": {"name": "resnet9", "width": 0.125, "stem": "auto"},
+        "projector": {"out": 16},
+        "batch_norm": "plain",  # the groups of a batch as small as this one would hold few images each
+    },
+    "views": {"size": 16},
 }
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -55,23 +55,23 @@ def parser():
 def images():
     from contrastneg.data.shapes import shapes
 
-    return shapes("test").subset(torch.arange(48))
+    return shapes("test").subset(torch.arange(32))
 
 
-def built(parser, base, path):
-    """The settings as the command line gives them, but with a tiny encoder and queue."""
+def built(parser, base, path, folder):
+    """The settings as the command line gives them, but with a tiny encoder and queue and few clusters."""
     from contrastneg.commandline import build
 
-    small = dict(SMALL)
     given = yaml.safe_load(path.read_text())["method"]
+    small = {**SMALL, "method": dict(SMALL["method"])}
     if "moco" in base and "queue_size" not in given:
-        small["--method.queue_size"] = "24"
-    if any(stage["class_path"] == "AdversarialBank" for stage in given.get("stages", [])):
-        small["--method.stages.init_args.size"] = "24"
-    if path.stem.startswith("ifnd"):
-        small["--method.stages.init_args.clusters"] = "[4, 8]"
-    return build(parser, ["--data=shapes", "--config", str(ROOT / base), "--config", str(path),
-                          *(f"{option}={setting}" for option, setting in small.items())])  # fmt: skip
+        small["method"]["queue_size"] = 24
+    (folder / "small.yaml").write_text(yaml.safe_dump(small))
+    files = (str(ROOT / base), str(path), str(folder / "small.yaml"))
+    fewer = {"AdversarialBank": "size=24", "SameCluster": "clusters=[4,8]"}
+    last = given["stages"][-1]["class_path"] if "stages" in given else ""
+    shrunk = [f"--method.stages.init_args.{fewer[last]}"] if last in fewer else []
+    return build(parser, ["--data=shapes", *(f"--config={file}" for file in files), *shrunk])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -87,12 +87,14 @@ def test_a_recipe_is_short_and_begins_with_its_command_and_what_it_is(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path):
+def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp_path):
     from contrastneg.data.module import PretrainData
     from contrastneg.data.views import Views
 
     named = bases(path)
-    config = built(parser, named[RECIPES.index(path) % len(named)], path)  # of two bases, half the recipes over each
+    config = built(
+        parser, named[RECIPES.index(path) % len(named)], path, tmp_path
+    )  # of two bases, half the recipes over each
     given = yaml.safe_load(path.read_text())["method"]
     assert [type(stage).__name__ for stage in config.method.stages] == [
         stage["class_path"] for stage in given.get("stages", [])
@@ -103,6 +105,6 @@ def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
     before = {key: weight.clone() for key, weight in config.method.backbone.named_parameters()}
-    trainer.fit(config.method, datamodule=PretrainData(images, Views(size=16), batch_size=48))
+    trainer.fit(config.method, datamodule=PretrainData(images, Views(size=8), batch_size=32))
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert any(not torch.equal(weight, before[key]) for key, weight in config.method.backbone.named_parameters())
