@@ -114,7 +114,8 @@ def kind_of(thing: Any) -> str:
 
 def needs_of(thing: Any) -> list[str]:
     """What a class says that it needs, in words."""
-    words: list[str] = [WORDS.get(need, need) for need in sorted(getattr(thing, "needs", ()))]
+    needs: frozenset[str] = getattr(thing, "needs", frozenset())
+    words = [WORDS.get(need, need) for need in sorted(needs)]
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 
