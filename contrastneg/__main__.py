@@ -74,6 +74,19 @@ def run_report(arguments: list[str]) -> int:
     return 0
 
 
+@verb("catalogue", "list the methods of negative sampling: what each is here, its cost, its recipe")
+def run_catalogue(arguments: list[str]) -> int:
+    """``catalogue [WORD] [--kind KIND] [--format FORMAT]``."""
+    from rich.console import Console
+
+    from contrastneg.commandline import parse_catalogue
+    from contrastneg.listing import show
+
+    options = parse_catalogue(arguments)
+    show(options.word, options.kind, options.format, Console())
+    return 0
+
+
 def usage() -> str:
     """The command table in words."""
     width = max(map(len, VERBS))

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from contrastneg import negatives, objectives, schedules
+from contrastneg.catalogue import KINDS
 from contrastneg.checks import refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
@@ -228,6 +229,20 @@ def parse_report(arguments: Sequence[str]) -> Path:
     if not (run / "config.yaml").exists():
         raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
     return run
+
+
+def parse_catalogue(arguments: Sequence[str]) -> Namespace:
+    """Options of ``contrastneg catalogue``."""
+    parser = parser_of_verb(
+        "catalogue",
+        "List every heading of the survey of negative sampling, and every stage and loss: what it is here, what it costs and "
+        "needs, and the recipe that runs it.",
+        "[WORD] [--kind KIND] [--format FORMAT]",
+    )
+    parser.add_argument("--word", default="", help="Show only entries that hold it; may stand first, without --word.")
+    parser.add_argument("--kind", type=Literal[KINDS], help="Show only entries with a class of this kind.")
+    parser.add_argument("--format", type=Literal["table", "md", "json"], default="table", help="What is printed.")
+    return parse_simple(parser, positional("word", arguments))
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

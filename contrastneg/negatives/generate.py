@@ -32,6 +32,8 @@ class GeneratedNegatives(StageWithState):
 
     An analogy: NEGCUT translates images, its queries are patches and its network sees features of a second, slowly moving
     encoder; here it sees the query itself. Sizes, rate, temperature and the weight of the diversity are those of its code.
+
+    Costly: a step takes about 38 times as long as one of the plain loss over 4,096 keys.
     """
 
     kind: ClassVar[str] = "synthesize"
