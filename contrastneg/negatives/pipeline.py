@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from contrastneg import distributed
-from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage, of_image
+from contrastneg.negatives.core import KINDS, WORDS, Clock, Facts, Negatives, Stage, of_image
 
 
 def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
@@ -35,6 +35,10 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
             raise ValueError(
                 f"stage {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
                 f"order stages as {', '.join(KINDS)}"
+            )
+        if unknown := (stage.gives | stage.breaks) - WORDS - provides:
+            raise ValueError(
+                f"stage {name} gives or breaks {sorted(unknown)}: nobody knows these, take {sorted(WORDS)}"
             )
         for need in sorted(stage.needs - holds):
             why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
