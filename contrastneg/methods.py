@@ -161,8 +161,8 @@ class MoCo(pl.LightningModule):
         values = self.scale * torch.stack([values for values, _, _ in scored]).sum(dim=0)  # (B,)
         loss = distributed.global_mean(values)
 
-        for _, key in directions:  # last: no query may meet its own key as a negative
-            self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id))
+        for i, (_, key) in enumerate(directions):  # last: no query may meet its own key as a negative
+            self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id), i)
         self.log("train/momentum", self._momentum_now(), batch_size=len(query))
         return step_outputs(self, loss, values, features, batch.image_id, *scored[0][1:])
 
@@ -181,10 +181,10 @@ class MoCo(pl.LightningModule):
         edits = (stages, self.temperature, clock, self.objective, record, support)
         return contrast(query, key, image_id, keys, key_id, *edits)
 
-    def _remember(self, keys: Tensor, image_id: Tensor) -> None:
+    def _remember(self, keys: Tensor, image_id: Tensor, direction: int) -> None:
         if self.queue is not None:
             self.queue.push(keys, image_id)
-        self.pipeline.update(keys, image_id, clock_of(self))
+        self.pipeline.update(keys, image_id, replace(clock_of(self), direction=direction))
 
     @torch.no_grad()
     def _keys(self, view: Tensor, batch_idx: int) -> Tensor:

@@ -91,7 +91,7 @@ def foreign(image_id: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
 
 def record_of_step(module: Any) -> Record | None:
     """An empty record in steps that are logged, for what the stages and the loss do in them."""
-    return Record(module.pipeline.labels) if module.training and is_logged(module.trainer) else None
+    return Record(module.pipeline.labels(module.device)) if module.training and is_logged(module.trainer) else None
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
@@ -130,10 +130,8 @@ def step_outputs(
     shown = distributed.total(sums) if is_logged(module.trainer) else sums
     module.log("train/loss", shown[0] / shown[1], batch_size=len(first))
     module.log("train/accuracy", shown[2] / shown[3], batch_size=len(first))
-    if module.record is not None and module.record.numbers:
-        own = torch.stack(list(module.record.numbers.values())).to(sums.dtype)
-        numbers = distributed.total(own * queries) / shown[1]
-        for name, number in zip(module.record.numbers, numbers, strict=True):
+    if module.record is not None:
+        for name, number in module.record.reduced().items():
             module.log(name, number, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {

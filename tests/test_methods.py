@@ -131,6 +131,13 @@ def test_no_query_meets_its_own_key_in_either_direction(aligned_moco, symmetric)
     assert method.queue.candidates()[1].tolist() == ([2, 3] * 2 + [0, 1] * 2 if symmetric else [2, 3, 0, 1])
 
 
+def test_the_two_directions_update_the_stages_with_numbers_of_their_own(aligned_moco, monkeypatch):
+    method, told = aligned_moco(symmetric=True), []
+    monkeypatch.setattr(method.pipeline, "update", lambda keys, image_id, clock: told.append(clock.direction))
+    method.training_step(one_hot_batch(torch.tensor([0, 1])), 0)
+    assert told == [0, 1]
+
+
 def test_an_image_that_returns_does_not_meet_its_older_key(aligned_moco):
     method = aligned_moco()
     for _ in range(3):
@@ -179,9 +186,15 @@ def test_the_first_loss_does_not_depend_on_what_an_unfilled_queue_holds(pictures
     assert losses_of(one, data_of(pictures), max_steps=2) == losses_of(other, data_of(pictures), max_steps=2)
 
 
+def measuring():
+    from contrastneg.negatives import AdaptiveCount, HitRate, LearnedPolicy, PopularSubset
+
+    return [PopularSubset(popularity=HitRate(share=0.5), level="entry", count=6), AdaptiveCount(4), LearnedPolicy(3)]
+
+
 @pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
 def test_validation_test_and_prediction_change_nothing(pictures, name):
-    method, data = method_of(name), data_of(pictures)
+    method, data = method_of(name, stages=measuring()), data_of(pictures)
     trainer_of().fit(method, datamodule=data)
     before = state_of(method)
     views = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
@@ -193,9 +206,10 @@ def test_validation_test_and_prediction_change_nothing(pictures, name):
     assert_same_state(state_of(method), before)
 
 
-def test_sanity_steps_before_training_do_not_change_it(pictures):
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_sanity_steps_before_training_do_not_change_it(pictures, name):
     def fit(sanity):
-        method, data = method_of(), data_of(pictures)
+        method, data = method_of(name, stages=measuring()), data_of(pictures)
         views = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
         data.val_dataloader = lambda: as_loader(views)
         losses = Losses()

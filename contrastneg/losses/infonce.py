@@ -269,7 +269,7 @@ def rince(
         log_weight: See :func:`info_nce`.
         temperature: Softmax temperature t > 0.
         exponent: q in (0, 1]; 0.5 in the official code, 0.1 for ImageNet.
-        density: Weight lambda of the negatives in (0, 1); 0.001 in the official code, 0.01 for ImageNet.
+        density: Weight lambda of the whole denominator, positive and negatives, in (0, 1); 0.001 in the official code, 0.01 for ImageNet.
         bounded: Multiply by ``e^{-q/t}``, the largest value of the first term: the same loss at another learning rate.
 
     Returns:

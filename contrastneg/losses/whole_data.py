@@ -175,9 +175,11 @@ def square_all_pairs(
     if group is None:
         negative = negative - weight * (own - target).square()
     else:
-        number = int(group.max()) + 1 if len(group) else 0
-        grouped = KeyMoments.of_groups(view2, group, max(1, number), weight)
-        negative = negative - grouped[group].square_sum(view1, target)
+        order = group.argsort()
+        members = order[(group < 0).sum() :]
+        for rows in members.split(group[members].bincount().tolist()):  # one D x D at a time, not one per image
+            same = KeyMoments.of(view2[rows], weight[rows]).square_sum(view1[rows], target)
+            negative = negative.index_add(0, rows, -same)
         negative = negative - (group < 0) * weight * (own - target).square()
     return positive_weight * (1 - own).square() + negative_weight * negative
 

@@ -63,19 +63,21 @@ class AdaptiveCount(StageWithState):
         self.register_buffer("beaten", torch.zeros(()))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
         self.register_buffer("now", torch.tensor(self.count))
+        self._now = self.count  # the same for the host: reading a buffer would wait for the device at every step
         self.register_buffer("pending", torch.zeros(2), persistent=False)
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
         """Move the number towards the best one."""
         if self.measured:
-            before = int(self.now)
+            before = self._now
             best = best_count(1 - self.false_negatives, float(self.beaten))
             near = min(2 * before, max(before // 2, round(best)))
-            self.now.fill_(min(self.largest, max(self.smallest, near)))
+            self._now = min(self.largest, max(self.smallest, near))
+            self.now.fill_(self._now)
 
     def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """Take in what all ranks measured in the step."""
-        beaten, pairs = distributed.all_gather(self.pending[None]).sum(dim=0)
+        beaten, pairs = distributed.total(self.pending)
         self.pending.zero_()
         share = torch.where(self.measured, self.beaten.lerp(beaten / pairs, 1 - self.momentum), beaten / pairs)
         self.beaten = torch.where(pairs > 0, share, self.beaten)
@@ -84,10 +86,15 @@ class AdaptiveCount(StageWithState):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with as many candidates kept per query as this epoch wants."""
         kept = negatives.kept
-        below = negatives.similarity.detach() < negatives.positive_similarity.detach()[:, None]
-        self.pending += torch.stack([(below & kept).sum(), kept.sum()])
+        if self.training:
+            below = negatives.similarity.detach() < negatives.positive_similarity.detach()[:, None]
+            self.pending += torch.stack([(below & kept).sum(), kept.sum()])
         draws = clock.generator("AdaptiveCount", kept.device)
-        return uniform_subset(negatives, int(self.now), self.mass, draws)
+        return uniform_subset(negatives, self._now, self.mass, draws)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._now = int(self.now)
 
 
 def best_count(clean: float, beaten: float) -> float:

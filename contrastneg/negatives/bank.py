@@ -56,7 +56,7 @@ class KeyBank(nn.Module):
         self.register_buffer("keys", torch.zeros(0, 0, dtype=getattr(torch, settings.dtype)))
         self.register_buffer("filled", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("order", torch.zeros(0, dtype=torch.int32))
-        self._count = 0  # the same for the host: reading a buffer would wait for the device at every step
+        self._count = 0  # the same for the host, so that drawing need not wait for the device; writing does
 
     def __len__(self) -> int:
         """Rows filled so far."""

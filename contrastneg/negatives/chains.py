@@ -108,8 +108,11 @@ class MetropolisChain(OnGraph):
         state = torch.where(new, fresh, state)
         tilt = value(self.exponent, clock.progress) / value(self.temperature, clock.progress)
         score = similarity_to(self.memory, query, state)
-        for move in range(0 if new.any() else self.burn_in, self.burn_in + self.moves):
-            proposed, there, accepted = self._move(state, score, query, own, tilt, draws)
+        moves = range(0 if new.any() else self.burn_in, self.burn_in + self.moves)
+        drawn = torch.rand(len(moves), 3, *state.shape, generator=draws, device=draws.device).to(state.device)
+        anywhere = self.memory.draw((len(moves), *state.shape), draws)
+        for move, numbers, images in zip(moves, drawn, anywhere, strict=True):
+            proposed, there, accepted = self._move(state, score, query, own, tilt, numbers, images)
             if move < self.burn_in:
                 accepted = accepted & new
             state, score = torch.where(accepted, proposed, state), torch.where(accepted, there, score)
@@ -129,11 +132,11 @@ class MetropolisChain(OnGraph):
         query: Float[Tensor, "B D"],
         own: Int64[Tensor, " B"],
         tilt: float,
-        draws: torch.Generator,
+        drawn: Float[Tensor, "3 B C"],
+        anywhere: Int64[Tensor, "B C"],
     ) -> tuple[Int64[Tensor, "B C"], Float[Tensor, "B C"], Bool[Tensor, "B C"]]:
         """What is proposed to each chain, its similarity to the query, and whether it is accepted."""
-        drawn = torch.rand(3, *state.shape, generator=draws, device=draws.device).to(state.device)
-        proposed = self.propose(state, drawn[0], drawn[1], draws)
+        proposed = self.propose(state, drawn[0], drawn[1], anywhere)
         there = similarity_to(self.memory, query, proposed)
         ratio = tilt * (there - score)
         ratio = ratio + self.proposal(proposed, state).log() - self.proposal(state, proposed).log()
@@ -141,10 +144,9 @@ class MetropolisChain(OnGraph):
         return proposed, there, good & (drawn[2].log() < ratio)
 
     def propose(
-        self, state: Int64[Tensor, "B C"], which: Tensor, choice: Tensor, draws: torch.Generator
+        self, state: Int64[Tensor, "B C"], which: Tensor, choice: Tensor, anywhere: Int64[Tensor, "B C"]
     ) -> Int64[Tensor, "B C"]:
-        """A remembered image at random or a neighbour, with probability one half each."""
-        anywhere = self.memory.draw(tuple(state.shape), draws)
+        """The image drawn from anywhere or a neighbour, with probability one half each."""
         neighbour = next_node(self.graph, state.flatten(), choice.flatten()).view(state.shape)
         return torch.where((which < 0.5) & (neighbour >= 0), neighbour, anywhere)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.checks import WrongSetting, check_range
@@ -25,10 +25,10 @@ class SameCluster(StageWithState):
 
     .. math:: F_i = \{ j : a_i = a_j = 1, \; c_i = c_j \}
 
-    Verdict: faithful in its parts (k-means pseudo-labels, several granularities, a rising accepted share, elimination or
-    attraction). The paper's confidence, numbers of clusters and schedule were not found: those here are ours, the linear
-    schedule from memory, not verified. The paper's loss is the mean of one loss per granularity; with ``levels``
-    "drawn" each query draws one granularity per step, which gives that mean in expectation.
+    Verdict: faithful in the parts that were read (k-means pseudo-labels, several granularities, a rising accepted share,
+    elimination or attraction). The paper's confidence, numbers of clusters and schedule were not found: those here are ours, the linear
+    schedule from memory, not verified. As we read the abstract, the paper's loss is the mean of one loss per granularity;
+    with ``levels`` "drawn" each query draws one granularity per step, which gives that mean in expectation.
     """
 
     kind: ClassVar[str] = "eliminate"
@@ -126,14 +126,18 @@ class SameCluster(StageWithState):
         shape = negatives.query_id.shape
         drawn = torch.randint(len(self.clusters), shape, generator=draws, device=draws.device)
         found = torch.full_like(negatives.kept, self.levels == "all")
-        for level, group in enumerate(self.label.masked_fill(~self.believed, -1)):
-            own = of_image(group, negatives.query_id, -1)[:, None]
-            together = (own == of_image(group, negatives.key_id, -1)) & (own >= 0)
+        for level in range(len(self.clusters)):
+            own = self._believed_label(level, negatives.query_id)[:, None]
+            together = (own == self._believed_label(level, negatives.key_id)) & (own >= 0)
             if self.levels == "all":
                 found &= together
             else:
                 found |= together & (drawn == level)[:, None] if self.levels == "drawn" else together
         return found
+
+    def _believed_label(self, level: int, image_id: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+        label = of_image(self.label[level], image_id, -1)
+        return label.masked_fill(~of_image(self.believed[level], image_id, False), -1)
 
     def _set_tables(self, images: int) -> None:
         shape, device = (len(self.clusters), images), self.label.device if hasattr(self, "label") else None

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from contrastneg.logsumexp import own_pairs
 from contrastneg.randomness import derive_seed
 
-KINDS = ("source", "score", "eliminate", "select", "weight", "synthesize")
+KINDS = ("source", "eliminate", "select", "weight", "synthesize")
+WORDS = frozenset(
+    {"id", "support", "iid", "log_prob", "plain mass", "no correction", "all ranks", "candidates of the method", *KINDS}
+)  # what stages may give and break, with what a method provides; the name of a kind: that no such stage may follow
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Negatives:
     weight, so that they stay in the denominator; one that is removed later is no positive either. None means none."""
     support: Float[Tensor, "B S D"] | None = None
     """Unit-norm embeddings, without gradient, of S further views of each query's image. Never candidates."""
+    zeros: Tensor | None = None
+    """The very ``log_weight`` that was made with every candidate counted once, if it was: see :attr:`untouched`."""
 
     @classmethod
     def of(
@@ -134,7 +139,8 @@ class Negatives:
         log_weight = similarity.new_zeros(1, 1).expand_as(similarity)
         if len(row):
             log_weight = log_weight.contiguous().index_put_((row, column), log_weight.new_tensor(-torch.inf))
-        return cls(query, positive, keys, similarity, log_weight, query_id, key_id, support=support)
+        zeros = None if len(row) else log_weight
+        return cls(query, positive, keys, similarity, log_weight, query_id, key_id, support=support, zeros=zeros)
 
     @property
     def positive_similarity(self) -> Float[Tensor, " B"]:
@@ -158,11 +164,8 @@ class Negatives:
 
     @property
     def untouched(self) -> bool:
-        """Whether every candidate counts once, as :meth:`of` made them: one zero in memory stands for all weights."""
-        if self.attracted is not None:
-            return False
-        one = self.log_weight.untyped_storage().nbytes() == self.log_weight.element_size()
-        return one and self.log_weight.numel() > 0 and self.log_weight[0, 0].item() == 0
+        """Whether every candidate counts once, as :meth:`of` made them, with one zero in memory; there is at least one."""
+        return self.attracted is None and self.log_weight is self.zeros and self.log_weight.numel() > 0
 
     def removed(self, mask: Bool[Tensor, "B M"]) -> "Negatives":
         """The table without the candidates in ``mask``."""
@@ -186,9 +189,9 @@ class Negatives:
             added = added.masked_fill(~kept, -torch.inf)
         wider = torch.cat([self.similarity, similarity], dim=1)
         if kept is None and self.untouched:  # still one zero for all
-            log_weight = wider.new_zeros(1, 1).expand_as(wider)
+            log_weight = zeros = wider.new_zeros(1, 1).expand_as(wider)
         else:
-            log_weight = torch.cat([self.log_weight, added], dim=1)
+            log_weight, zeros = torch.cat([self.log_weight, added], dim=1), None
         no_image = self.key_id.new_full((*self.key_id.shape[:-1], similarity.shape[1]), -1)
         log_prob = self.log_prob
         if log_prob is not None:  # nobody drew them, and logQ corrections must see that
@@ -201,6 +204,7 @@ class Negatives:
             attracted=attracted,
             similarity=wider,
             log_weight=log_weight,
+            zeros=zeros,
             key_id=torch.cat([self.key_id, no_image], dim=-1),
             log_prob=log_prob,
         )
@@ -223,9 +227,10 @@ class Stage(ABC):
     """
 
     kind: ClassVar[str]
-    """Its place in the order source, score, eliminate, select, weight, synthesize."""
+    """Its place in the order source, eliminate, select, weight, synthesize."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What must be known: "id", "queue", "batch", "log_prob", "iid" ..."""
+    """What must hold before it: "id" (images behind keys are known), "support" (further views are embedded), "iid" (candidates
+    are drawn alike from the data), "log_prob" (the law of their draw is recorded), "plain mass" (no weight makes up for it)."""
     gives: ClassVar[frozenset[str]] = frozenset()
     """What later stages may rely on after it."""
     breaks: ClassVar[frozenset[str]] = frozenset()

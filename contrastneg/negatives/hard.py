@@ -171,7 +171,8 @@ class SemiHardSubset(Stage):
     count: int | Schedule = 256
     """Candidates kept per query, at most. A number or a schedule."""
     margin: float | Schedule = 0.2
-    """How far below the positive a candidate may be, above ``gap``. A number or a schedule."""
+    """How far below the positive a candidate's cosine may be, above ``gap``; FaceNet's 0.2 of squared distances is 0.1 here. A
+    number or a schedule."""
     gap: float | Schedule = 0.0
     """How far below the positive a candidate must be, 0 or more. A number or a schedule."""
     mass: Mass = "preserve"

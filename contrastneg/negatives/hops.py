@@ -13,6 +13,7 @@ from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.core import Clock, Negatives, StageWithState
 from contrastneg.negatives.mixes import row_parts
+from contrastneg.negatives.popularity import due
 from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
@@ -28,8 +29,9 @@ class HopMix(StageWithState):
         e_m^{(l)} \leftarrow a_l \, e_p^{(l)} + (1 - a_l) \, e_m^{(l)}, \ a_l \sim U(0, \texttt{largest}), \qquad
         h \propto \frac{1}{L + 1} \sum_l e_{m_l}^{(l)}, \ m_l = \arg\max_m \; q \cdot e_m^{(l)}
 
-    The negative h is a constant. The graph of nearest images is built before each epoch and kept with the checkpoint:
-    ``depth`` x images x width numbers. Before that, and for keys that show no image, hops above 0 repeat the embedding.
+    The negative h is a constant. The graph of nearest images is built every few epochs and kept with the checkpoint:
+    ``depth`` x images x width numbers, from a search of 2 T^2 D operations; a step costs some 16 times a plain loss at 4,096
+    keys. Before that, and for keys that show no image, hops above 0 repeat the embedding.
 
     An analogy: hops are layers of a graph network in the paper, here means over nearest images. Pooling by the mean is one
     of its choices. The paper draws a from U(0, 1) and makes one negative; a half and ``count`` are ours.
@@ -52,17 +54,21 @@ class HopMix(StageWithState):
     """Nearest images that a hop averages over, at least 1."""
     largest: float | Schedule = 0.5
     """Largest share of the positive, in [0, 1]. A number or a schedule."""
+    every: int = 5
+    """Epochs between searches for the nearest images, at least 1."""
+    start: int = 1
+    """Epoch of the first search; the embeddings of epoch 0 come from an untrained encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "count", "depth", least=0)
-        check_range(self, "candidates", "neighbours", least=1)
+        check_range(self, "count", "depth", "start", least=0)
+        check_range(self, "candidates", "neighbours", "every", least=1)
         check_range(self, "largest", least=0, most=1)
         self.register_buffer("hops", torch.zeros(0, 0, 0))
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
-        """Build the graph of nearest images and average over it."""
-        if self.depth:
+        """Build the graph of nearest images and average over it, if it is time."""
+        if self.depth and due(clock, self.start, self.every):
             table = embeddings()
             self.hops = torch.stack(averages(table, self.depth, self.neighbours)).to(self.hops.device)
 

@@ -39,7 +39,7 @@ class AdversarialBank(StageWithState):
 
     kind: ClassVar[str] = "source"
     needs: ClassVar[frozenset[str]] = frozenset({"candidates of the method"})
-    breaks: ClassVar[frozenset[str]] = frozenset({"id", "iid", "queue", "batch"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"id", "iid", "log_prob"})
     vectors: Tensor = field(init=False, repr=False)
     velocity: Tensor = field(init=False, repr=False)
     begun: Tensor = field(init=False, repr=False)

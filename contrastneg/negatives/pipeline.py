@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from contrastneg import distributed
 from contrastneg.checks import WrongSetting, refusal_of
-from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage, of_image
+from contrastneg.negatives.core import KINDS, WORDS, Clock, Facts, Negatives, Stage, of_image
 from contrastneg.schedules import value
 
 
@@ -38,6 +39,10 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
             raise ValueError(
                 f"{key_of(number)}, {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
                 f"order stages as {', '.join(KINDS)}"
+            )
+        if unknown := (stage.gives | stage.breaks) - WORDS - provides:
+            raise ValueError(
+                f"stage {name} gives or breaks {sorted(unknown)}: nobody knows these, take {sorted(WORDS)}"
             )
         for need in sorted(stage.needs - holds):
             why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
@@ -79,20 +84,42 @@ def key_of(number: int) -> str:
 
 @dataclass
 class Record:
-    """What the stages of one step did to its table and the loss made of it, as means over queries, left on the device.
+    """What the stages of one step did to its table and the loss made of it, left on the device.
+
+    Every number is a ratio of two sums over the queries of this process, so that :meth:`reduced` can be exact on several.
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for these numbers only.
     """
 
     label_table: Int64[Tensor, " T"] | None = None
-    numbers: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Number by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``, ``.../empty_rows``; for a stage that
-    looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what it reports itself; ``loss/NAME``."""
+    ratios: dict[str, Float[Tensor, " 2"]] = field(default_factory=dict)
+    """Numerator and denominator by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``,
+    ``.../empty_rows``; for a stage that looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what
+    it reports itself; ``loss/NAME``."""
+
+    @property
+    def numbers(self) -> dict[str, Float[Tensor, ""]]:
+        """Number by name, of this process; NaN where there was nothing to count."""
+        return {name: ratio[0] / ratio[1] for name, ratio in self.ratios.items()}
+
+    def reduced(self) -> dict[str, Float[Tensor, ""]]:
+        """Number by name, over all processes, which must all have recorded the same names."""
+        if not self.ratios:
+            return {}
+        sums = distributed.total(torch.stack(list(self.ratios.values())))
+        return dict(zip(self.ratios, sums[:, 0] / sums[:, 1], strict=True))
 
     def __call__(self, name: str, values: Tensor) -> None:
         """Keep the mean of a measurement of the loss, one value per query."""
-        self.numbers[f"loss/{name}"] = values.detach().float().mean()
+        self._mean(f"loss/{name}", values.detach())
+
+    def _ratio(self, name: str, part: Tensor, whole: Tensor) -> None:
+        self.ratios[name] = torch.stack([part.float(), whole.float()])
+
+    def _mean(self, name: str, values: Tensor) -> None:
+        values = values.float()
+        self._ratio(name, values.sum(), values.new_full((), len(values)))
 
     def note(self, name: str, negatives: Negatives) -> None:
         """Measure the table after a stage.
@@ -102,20 +129,21 @@ class Record:
         """
         log_weight = negatives.log_weight.detach()
         if log_weight.shape[1] == 0:  # an empty queue
-            self.numbers[f"negatives/{name}/kept"], self.numbers[f"negatives/{name}/empty_rows"] = (
-                log_weight.new_tensor([0.0, 1.0])
-            )
+            self._mean(f"negatives/{name}/kept", log_weight.sum(dim=1))
+            self._mean(f"negatives/{name}/empty_rows", torch.ones_like(log_weight.sum(dim=1)))
             return
         kept = log_weight > -torch.inf
         weight = (log_weight - log_weight.amax(dim=1, keepdim=True).clamp(min=torch.finfo(log_weight.dtype).min)).exp()
         total = weight.sum(dim=1)
         law = weight / total.clamp(min=1)[:, None]
-        self.numbers[f"negatives/{name}/kept"] = kept.sum(dim=1).to(weight.dtype).mean()
-        self.numbers[f"negatives/{name}/effective"] = torch.special.entr(law).sum(dim=1).exp()[total > 0].mean()
-        self.numbers[f"negatives/{name}/empty_rows"] = (total == 0).to(weight.dtype).mean()
+        some = total > 0
+        self._mean(f"negatives/{name}/kept", kept.sum(dim=1))
+        effective = torch.special.entr(law).sum(dim=1).exp()
+        self._ratio(f"negatives/{name}/effective", torch.where(some, effective, 0).sum(), some.sum())
+        self._mean(f"negatives/{name}/empty_rows", ~some)
         if self.label_table is not None:
             known, same = self._same_class(negatives)
-            self.numbers[f"negatives/{name}/same_class"] = (weight * same).sum() / (weight * known).sum()
+            self._ratio(f"negatives/{name}/same_class", (weight * same).sum(), (weight * known).sum())
 
     def note_found(self, name: str, before: Negatives, after: Negatives) -> None:
         """Measure what a stage took for false negatives: the candidates that it removed or attracted.
@@ -126,18 +154,22 @@ class Record:
         """
         open_before = before.repelled
         found = open_before & ~after.repelled[:, : open_before.shape[1]]
-        number = before.similarity.detach()
-        self.numbers[f"negatives/{name}/found"] = found.sum().to(number.dtype) / max(1, len(found))
+        self._mean(f"negatives/{name}/found", found.sum(dim=1))
         if self.label_table is not None:
             known, same = self._same_class(before)
-            hits = (found & same).sum().to(number.dtype)
-            self.numbers[f"negatives/{name}/precision"] = hits / (found & known).sum()
-            self.numbers[f"negatives/{name}/recall"] = hits / (open_before & same).sum()
+            hits = (found & same).sum()
+            self._ratio(f"negatives/{name}/precision", hits, (found & known).sum())
+            self._ratio(f"negatives/{name}/recall", hits, (open_before & same).sum())
+
+    def report(self, name: str, stage: Stage) -> None:
+        """Keep what a stage says of its state, which is the same in every process."""
+        for key, number in stage.report().items():
+            self._mean(f"negatives/{name}/{key}", number.detach()[None])
 
     def _same_class(self, negatives: Negatives) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
         """Pairs whose labels are known, and those of them with the same label."""
         assert self.label_table is not None
-        table = self.label_table.to(negatives.query_id.device)
+        table = self.label_table = self.label_table.to(negatives.query_id.device)
         label, own = of_image(table, negatives.key_id, -1), of_image(table, negatives.query_id, -1)[:, None]
         known = (label >= 0) & (own >= 0)
         return known, known & (label == own)
@@ -178,17 +210,22 @@ class Pipeline(nn.Module):
                 if isinstance(stage, nn.Module)
             }
         )
+        self._labels: Tensor | None = None
         self.register_buffer("refreshed", torch.tensor(-1))  # epoch of the last refresh
+        self._refreshed = -1  # the same for the host: reading a buffer would wait for the device at every step
         self._facts: Facts | None = None
-        self._told = (
-            [loss] if hasattr(loss, "begin") else []
-        )  # in a list: its state is a part of the method, not of this
+        self._told = [loss] if hasattr(loss, "begin") else []  # a list: its state is part of the method, not of this
         self._asking = [*(stage for stage in stages if type(stage).begin is not Stage.begin), *self._told]
 
-    @property
-    def labels(self) -> Int64[Tensor, " T"] | None:
-        """Label of each image by stable index, for statistics; None where nothing is known."""
-        return None if self._facts is None else self._facts.labels
+    def labels(self, device: torch.device) -> Int64[Tensor, " T"] | None:
+        """Label of each image by stable index, for statistics; None where nothing is known.
+
+        Args:
+            device: Where they are wanted; they stay there for the next call.
+        """
+        labels = self._facts.labels if self._facts is not None and self._labels is None else self._labels
+        self._labels = None if labels is None else labels.to(device)
+        return self._labels
 
     @property
     def stages_of_foreign_images(self) -> list[Stage]:
@@ -230,11 +267,16 @@ class Pipeline(nn.Module):
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock, epoch: int) -> None:
         """See :meth:`Stage.refresh`; does nothing the second time in an epoch, so a run resumed within one goes on."""
-        if not self.stages or int(self.refreshed) == epoch:
+        if not self.stages or self._refreshed == epoch:
             return
+        self._refreshed = epoch
         self.refreshed.fill_(epoch)
         for place, stage in enumerate(self.stages):
             stage.refresh(embeddings, replace(clock, stage=place))
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._refreshed = int(self.refreshed)
 
     def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """See :meth:`Stage.update`."""
@@ -260,5 +302,5 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
             record.note(name, negatives)
             if stage.kind == "eliminate":
                 record.note_found(name, before, negatives)
-            record.numbers.update({f"negatives/{name}/{key}": number for key, number in stage.report().items()})
+            record.report(name, stage)
     return negatives

@@ -43,6 +43,10 @@ class Popularity(ABC):  # noqa: B024 - each kind has one of the three
         """How often each image was hit in this step; None where that does not count."""
         return None
 
+    def after_hits(self, known: Float[Tensor, " T"], hits: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """Popularity after a step with these hits of all ranks."""
+        return known + hits
+
 
 @dataclass(frozen=True)
 class ClusterSize(Popularity):
@@ -157,8 +161,13 @@ class HitRate(Popularity):
         real = negatives.kept & (negatives.key_id >= 0)
         count = min(max(1, round(self.share * real.shape[1])), real.shape[1])
         best = negatives.similarity.detach().masked_fill(~real, -torch.inf).topk(count, dim=1, sorted=False).indices
-        hit = negatives.key_id.expand_as(real).gather(1, best)[real.gather(1, best)]
-        return torch.bincount(hit, minlength=images).float()
+        hit = negatives.key_id.expand_as(real).gather(1, best).clamp(min=0)
+        counted = real.gather(1, best).float()
+        return counted.new_zeros(images).index_add_(0, hit.flatten(), counted.flatten())
+
+    def after_hits(self, known: Float[Tensor, " T"], hits: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """Popularity after a step with these hits of all ranks; earlier ones fade."""
+        return known * self.decay + hits
 
 
 @dataclass(eq=False)
@@ -168,7 +177,6 @@ class OfPopularity(StageWithState):
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
     frequency: Tensor = field(init=False, repr=False)
-    pending: Tensor = field(init=False, repr=False)
 
     popularity: Popularity = field(default_factory=ClusterSize)
     """What makes an image popular: ClusterSize, ColumnSize, InDegree, HitRate or OracleClassSize."""
@@ -188,7 +196,7 @@ class OfPopularity(StageWithState):
             raise WrongSetting(self, "level", f"is type but {kind} is no size of types: give level entry")
         self.oracle = isinstance(self.popularity, OracleClassSize)
         self.register_buffer("frequency", torch.zeros(0))
-        self.register_buffer("pending", torch.zeros(0), persistent=False)
+        self._hits: Tensor | None = None  # of the steps since the last update
 
     def first_epoch(self, epochs: float) -> float:
         """The first clustering or search, where popularity comes from one."""
@@ -202,7 +210,6 @@ class OfPopularity(StageWithState):
         """
         device = self.frequency.device
         self.frequency = self.popularity.at_start(facts, type(self).__name__).to(device)
-        self.pending = torch.zeros_like(self.frequency)
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
         """Popularity from this epoch on."""
@@ -212,15 +219,15 @@ class OfPopularity(StageWithState):
 
     def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """Count the hits of all ranks."""
-        if isinstance(self.popularity, HitRate):
-            self.frequency.mul_(self.popularity.decay).add_(distributed.all_gather(self.pending[None]).sum(dim=0))
-            self.pending.zero_()
+        if self._hits is not None:
+            self.frequency = self.popularity.after_hits(self.frequency, distributed.total(self._hits))
+            self._hits = None
 
     def log_popularity(self, negatives: Negatives, clock: Clock) -> Float[Tensor, "B M"]:
-        """Logarithm of each candidate's popularity to its power, up to a constant; counts the hits on the way."""
-        hits = self.popularity.hits(negatives, len(self.frequency))
+        """Logarithm of each candidate's popularity to its power, up to a constant; counts the hits of training on the way."""
+        hits = self.popularity.hits(negatives, len(self.frequency)) if self.training else None
         if hits is not None:
-            self.pending += hits
+            self._hits = hits if self._hits is None else self._hits + hits
         power = value(self.exponent, clock.progress) - (self.level == "type")
         known = self.frequency[negatives.key_id.clamp(min=0)].masked_fill(negatives.key_id < 0, 0)
         log = power * known.clamp(min=self.floor).log().to(negatives.similarity.dtype)

@@ -96,7 +96,14 @@ def gumbel_top(log_law: Float[Tensor, "B M"], count: int, generator: torch.Gener
     Returns:
         The drawn entries; all that can be drawn, in rows with fewer than ``count`` of them.
     """
-    return draw_by_law(log_law, count, generator)[0]
+    best = _noisy(log_law, generator).topk(min(count, log_law.shape[1]), dim=1).indices
+    return torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, best, True) & (log_law > -torch.inf)
+
+
+def _noisy(log_law: Float[Tensor, "B M"], generator: torch.Generator) -> Float[Tensor, "B M"]:
+    uniform = torch.rand(log_law.shape, generator=generator, device=log_law.device, dtype=log_law.dtype)
+    uniform = uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - torch.finfo(uniform.dtype).eps)
+    return log_law - torch.log(-torch.log(uniform))
 
 
 def draw_by_law(
@@ -120,9 +127,7 @@ def draw_by_law(
         The drawn entries, all that can be drawn in rows with no more than ``count`` of them; and the logarithm of the
         probability above for every entry, drawn or not.
     """
-    uniform = torch.rand(log_law.shape, generator=generator, device=log_law.device, dtype=log_law.dtype)
-    noise = -torch.log(-torch.log(uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - torch.finfo(uniform.dtype).eps)))
-    best = (log_law + noise).topk(min(count + 1, log_law.shape[1]), dim=1)
+    best = _noisy(log_law, generator).topk(min(count + 1, log_law.shape[1]), dim=1)
     drawn = torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, best.indices[:, :count], True)
     drawn &= log_law > -torch.inf
     if best.values.shape[1] <= count:  # all there are

@@ -55,6 +55,9 @@ class SoftClusterWeight(StageWithState):
         check_range(self, "every", least=1)
         object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.register_buffer("centers", torch.zeros(self.clusters, 0))
+        self._clustered = (
+            False  # whether there are centres, for the host: looking would wait for the device at every step
+        )
 
     def first_epoch(self, epochs: float) -> float:
         """The first clustering."""
@@ -69,10 +72,11 @@ class SoftClusterWeight(StageWithState):
         if due(clock, self.start, self.every):
             seed = derive_seed(clock.seed, "SoftClusterWeight", round(clock.epoch), clock.stage)
             self.centers.copy_(kmeans(embeddings(), self.clusters, seed=seed)[1])
+            self._clustered = bool(self.centers.any())
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
-        if not self.centers.any():
+        if not self._clustered:
             return negatives
         with torch.no_grad(), torch.autocast(negatives.similarity.device.type, enabled=False):
             query, keys = (self.assignment(x.to(negatives.similarity.dtype)) for x in (negatives.query, negatives.keys))
@@ -83,7 +87,11 @@ class SoftClusterWeight(StageWithState):
 
     def assignment(self, z: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows C"]:
         """How much each unit vector belongs to each cluster; the rows sum to 1."""
-        centers = self.centers[self.centers.any(dim=1)].to(z.dtype)  # there may be fewer images than clusters
-        distance = (2 - 2 * z @ centers.T).clamp(min=0)
+        distance = (2 - 2 * z @ self.centers.to(z.dtype).T).clamp(min=0)
         log = -(self.freedom + 1) / 2 * torch.log1p(distance / (self.freedom * self.bandwidth**2))
-        return log.softmax(dim=-1)
+        missing = ~self.centers.any(dim=1)  # there may be fewer images than clusters
+        return log.masked_fill(missing, -torch.inf).softmax(dim=-1)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._clustered = bool(self.centers.any())

@@ -21,6 +21,7 @@ from contrastneg.negatives.bank import (
 )
 from contrastneg.negatives.core import Clock, Negatives
 from contrastneg.negatives.graph import Edges, Graph, OnGraph, next_node, path_law, visits, walk
+from contrastneg.negatives.mixes import row_parts
 from contrastneg.schedules import Schedule, value
 
 MOST_PATHS = 1024  # of which the law of a walk's end is summed
@@ -143,17 +144,20 @@ class CooccurrenceRows(OnGraph):
         return joined(negatives, self.memory, ids, self.combine, log_prob=self._law(own, ids, count))
 
     def _law(self, own: Int64[Tensor, " B"], ids: Int64[Tensor, "B M"], count: int) -> Float[Tensor, "B M"] | None:
-        """Log-probability that each is a candidate: drawn, or none is and it is among the uniform ones instead."""
-        if self.edges.neighbours**self.steps > MOST_PATHS or len(own) == 0:
+        """Log-probability that each is a candidate: drawn, or none is and it is among the uniform ones instead.
+
+        None where it is not given, see :attr:`gives`.
+        """
+        if "log_prob" not in self.gives or len(own) == 0:
             return None
         ends, share = path_law(self.graph, own, self.steps)
         usable = (self.memory.known(ends) >= 0) & (ends != own[:, None])
         none = (1 - (share * usable).sum(dim=1, keepdim=True)).clamp(min=0) ** count
         uniform = -math.expm1(count * math.log1p(-1 / max(2, len(self.memory))))
-        rows = zip(ends, share, ids, strict=True)  # row by row: all at once would be B x M x paths numbers
-        law = torch.stack([((end == candidate[:, None]) * part).sum(dim=1) for end, part, candidate in rows])
+        parts = row_parts(ids, ids.shape[1] * ends.shape[1], 4)  # all at once would be B x M x paths numbers
+        law = torch.cat([((ends[p, None] == ids[p, :, None]) * share[p, None]).sum(dim=2) for p in parts])
         drawn = -torch.expm1(count * torch.log1p(-law.clamp(max=1)))
-        return (drawn if self.combine == "append" else drawn + none * uniform).log()
+        return (drawn + none * uniform).log()
 
 
 @dataclass(eq=False)

@@ -105,10 +105,15 @@ def test_what_it_learned_is_in_the_checkpoint():
     again.load_state_dict(made.state_dict())
     assert (int(again.now), float(again.beaten)) == (int(made.now), float(made.beaten))
     assert set(made.state_dict()) == {"beaten", "measured", "now"}
+    assert torch.equal(again(table(), NOW).kept, made(table(), NOW).kept)
 
 
-def test_it_calls_itself_a_reconstruction():
-    assert "reconstruction" in AdaptiveCount.__doc__
+def test_validation_measures_nothing():
+    made = AdaptiveCount()
+    made.eval()
+    after_a_step(made, table())
+    assert not made.measured
+    assert not made.pending.any()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,15 @@ def test_stages_in_order_are_accepted_and_a_late_one_is_named():
         check_pipeline([stage("synthesize"), stage("select")], {"id"})
 
 
+def test_a_word_that_nobody_knows_is_refused():
+    from contrastneg.negatives import check_pipeline
+
+    for words in ({"gives": ["log_probb"]}, {"breaks": ["mass"]}):
+        with pytest.raises(ValueError, match="SelectExample gives or breaks"):
+            check_pipeline([stage("select", **words)], {"id"})
+    check_pipeline([stage("select", breaks=["queue"])], {"queue"})
+
+
 def test_what_a_stage_needs_must_be_given_and_not_taken_away():
     from contrastneg.negatives import check_pipeline
 

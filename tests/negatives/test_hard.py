@@ -107,11 +107,6 @@ def test_ranks_are_kept_as_often_as_the_hypergeometric_law_says(count, pool):
     assert (hits[40 - pool + count :] == 0).all()
 
 
-def test_a_pool_of_one_in_the_law_of_the_docstring_has_the_mean_rank_of_order_statistics():
-    law = rank_law(1, 5, 40)
-    assert float((law * torch.arange(1, 41)).sum()) == pytest.approx(41 / 6)
-
-
 def test_larger_pools_are_harder():
     negatives = table(n_keys=200)
     means = []

@@ -96,7 +96,7 @@ def test_hops_of_the_images_behind_keys_and_positives_are_mixed_in():
     from contrastneg.negatives import HopMix
 
     negatives = table()
-    stage = HopMix(count=3, candidates=400, depth=2, neighbours=2, largest=0.0)
+    stage = HopMix(count=3, candidates=400, depth=2, neighbours=2, largest=0.0, start=0)
     alone = stage(negatives, clock()).similarity[:, 40:]
     assert_close(alone, negatives.similarity.amax(dim=1, keepdim=True).expand(5, 3))  # before the first epoch
     pictures = unit(50, 8, seed=5).float()
@@ -109,6 +109,15 @@ def test_hops_of_the_images_behind_keys_and_positives_are_mixed_in():
     again = HopMix(count=3, candidates=400, depth=2, neighbours=2, largest=0.0)
     again.load_state_dict(stage.state_dict())
     assert torch.equal(again.hops, stage.hops)
+
+
+def test_the_graph_is_built_when_its_settings_say_and_not_from_an_untrained_encoder():
+    from contrastneg.negatives import Clock, HopMix
+
+    stage, searched = HopMix(depth=1, neighbours=2, every=3), []
+    for epoch in range(8):
+        stage.refresh(lambda epoch=epoch: searched.append(epoch) or torch.eye(4), Clock(epoch, 8, float(epoch), 0))
+    assert searched == [1, 4, 7]
 
 
 def test_removed_candidates_are_never_mixed_and_a_query_without_any_has_loss_zero():

@@ -184,3 +184,10 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 
     with pytest.raises(ValueError, match=f"AdversarialBank.{next(iter(wrong))} is"):
         AdversarialBank(**{"size": 4} | wrong)
+
+
+def test_no_law_of_earlier_draws_is_left_to_correct():
+    from contrastneg.negatives import AdversarialBank, MemoryBank, SamplingCorrection, check_pipeline
+
+    with pytest.raises(ValueError, match="SamplingCorrection needs 'log_prob', which AdversarialBank took away"):
+        check_pipeline([MemoryBank(), AdversarialBank(), SamplingCorrection()], {"id"})

@@ -83,12 +83,14 @@ def test_the_same_step_keeps_the_same_candidates_and_the_next_others(name):
 
 
 def test_the_best_response_beats_every_other_law_in_reward_plus_entropy():
+    from contrastneg.negatives.policy import law
+
     reward, temperature = torch.rand(6, dtype=torch.double), 0.3
 
-    def worth(law):
-        return (law * reward).sum() + temperature * torch.special.entr(law).sum()
+    def worth(of):
+        return (of * reward).sum() + temperature * torch.special.entr(of).sum()
 
-    best = (reward / temperature).softmax(0)
+    best = law(reward[None] / temperature, torch.ones(1, 6, dtype=torch.bool))[0].exp()
     assert_close(worth(best), temperature * (reward / temperature).logsumexp(0))
     for seed in range(50):
         other = torch.randn(6, generator=torch.Generator().manual_seed(seed), dtype=torch.double).softmax(0)

@@ -14,6 +14,7 @@ from contrastneg.negatives import (
     InDegree,
     Negatives,
     OracleClassSize,
+    Popularity,
     PopularityWeight,
     PopularSubset,
     SamplingCorrection,
@@ -133,7 +134,8 @@ def test_classes_are_counted_by_an_oracle_that_says_so():
     assert made.frequency.tolist() == stage().frequency.tolist()
     with pytest.raises(ValueError, match="OracleClassSize needs labels"):
         PopularSubset(popularity=OracleClassSize()).begin(Facts(13, 8))
-    assert "oracle" in OracleClassSize.__doc__
+    assert made.oracle
+    assert not stage().oracle
 
 
 def test_clusters_are_counted_before_the_epoch_and_images_without_embedding_have_none():
@@ -183,11 +185,39 @@ def test_hits_are_counted_per_image_and_fade():
     assert torch.equal(made.frequency, expected)
 
 
+def test_hits_fade_once_a_step_even_if_it_has_two_sets_of_keys_and_not_in_validation():
+    made = stage(popularity=HitRate(share=0.25, decay=0.5), level="entry")
+    made(table(rows=4), clock())
+    nothing = torch.zeros(1, 8), torch.zeros(1, dtype=torch.long), clock()
+    made.update(*nothing)
+    known = made.frequency.clone()
+    made.update(*nothing)
+    made.eval()(table(rows=4), clock())
+    made.update(*nothing)
+    assert known.sum() == 4 * 3
+    assert torch.equal(made.frequency, known)
+
+
+def test_popularity_of_ones_own_may_count_hits():
+    class Kept(Popularity):
+        """How often an image was a candidate."""
+
+        def hits(self, negatives, images):
+            return negatives.key_id.bincount(minlength=images).float()
+
+    made = stage(popularity=Kept(), level="entry")
+    for _ in range(2):
+        made(table(rows=4), clock())
+        made.update(torch.zeros(1, 8), torch.zeros(1, dtype=torch.long), clock())
+    assert made.frequency.tolist() == [2.0] * 12 + [0.0]
+
+
 def test_candidates_without_image_are_never_hit_and_have_the_floor():
     made = stage(popularity=HitRate(share=1.0), level="entry", exponent=1.0)
     negatives = table(rows=4)
     made(negatives.appended(negatives.similarity[:, :3]), clock())
-    assert made.pending.sum() == 4 * 12
+    made.update(torch.zeros(1, 8), torch.zeros(1, dtype=torch.long), clock())
+    assert made.frequency.tolist() == [4.0] * 12 + [0.0]
     made.frequency += 5
     assert torch.equal(
         made.log_popularity(negatives.appended(negatives.similarity[:, :3]), clock())[0, -3:],

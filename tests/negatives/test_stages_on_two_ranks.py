@@ -30,15 +30,37 @@ def states(rows):
     return {**popular.state_dict(), **adaptive.state_dict()}
 
 
+def recorded(rows):
+    """What is recorded of a stage that finds false negatives of query 6 alone, for queries in some rows."""
+    from contrastneg.negatives import Clock, Record, Stage, run_stages
+
+    class Found(Stage):
+        kind = "eliminate"
+
+        def __call__(self, negatives, clock):
+            return negatives.removed((negatives.query_id[:, None] == 6) & (torch.arange(24) < 7))
+
+        def report(self):
+            return {"state": torch.tensor(3.0)}
+
+    record = Record(torch.arange(40) % 3)
+    run_stages(table(rows), [Found()], Clock(1, 10, 0.0, 0), record)
+    record("spread", table(rows).positive_similarity)
+    return record.reduced()
+
+
 def one_of_two(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    torch.save(states(slice(0, 5) if rank == 0 else slice(5, 8)), f"{folder}/{rank}.pt")
+    rows = slice(0, 5) if rank == 0 else slice(5, 8)
+    torch.save({**states(rows), **recorded(rows)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_hits_and_counts_are_equal_on_all_ranks_and_those_of_the_joined_batch(tmp_path):
+def test_hits_counts_and_records_are_equal_on_all_ranks_and_those_of_the_joined_batch(tmp_path):
     mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    alone = states(slice(0, 8))
+    alone = {**states(slice(0, 8)), **recorded(slice(0, 8))}
+    assert 0 < alone["negatives/1_Found/precision"] < 1
+    assert alone["negatives/1_Found/state"] == 3
     assert alone["frequency"].any()
     assert alone["measured"]
     for rank in (0, 1):

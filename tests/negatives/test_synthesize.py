@@ -1,6 +1,7 @@
 """MoCHi against mixes that are really made."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -266,6 +267,7 @@ def test_every_weight_of_an_untouched_table_stays_one_number_in_memory():
     assert grown.untouched
     assert grown.log_weight.untyped_storage().nbytes() == 8
     assert not table().removed(torch.eye(5, 40, dtype=torch.bool)).untouched
+    assert not replace(table(), log_weight=torch.full((1, 1), -1.0).expand(5, 40)).untouched
     own = table(key_id=torch.arange(40))
     assert not own.untouched
     assert MoCHi(pool=5, pair_mixes=9, query_mixes=2)(own, clock()).kept.sum() == 5 * (39 + 11)

@@ -127,6 +127,7 @@ def test_the_law_is_given_only_where_it_is_summed():
 
     assert CooccurrenceRows(combine="replace").gives == {"log_prob"}
     assert CooccurrenceRows(combine="append").gives == set()
+    assert on_graph(CooccurrenceRows(combine="append"), ring())(table([5], keys=4), clock()).log_prob is None
     long = CooccurrenceRows(combine="replace", steps=3, edges=Edges(neighbours=20))
     assert long.gives == set()
     assert long.breaks == {"iid", "log_prob"}
