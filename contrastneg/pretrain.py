@@ -28,7 +28,7 @@ from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.batchnorm import SyncBatchNorm
 from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard, oracle_notes, queue_notes
+from contrastneg.card import StartCard, oracle_notes, queue_notes, stage_notes
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table
 from contrastneg.data.module import PretrainData, check_steps
@@ -104,6 +104,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *batch_norm_notes(config.method, device),
         *queue_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
+        *stage_notes(config.method),
     ]
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():
         notes.append("allocator setting not available on this system: large buffers go back to the kernel each step")
