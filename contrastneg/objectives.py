@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from contrastneg import losses
+from contrastneg import distributed, losses
 from contrastneg.checks import check_range
 from contrastneg.negatives import Clock, Negatives, Stage
 from contrastneg.schedules import Schedule, value
@@ -107,8 +107,9 @@ def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float
                 "use MultiPositive or Sincere, or let the stage eliminate"
             )
     two, ids = torch.eye(2), torch.arange(2)
-    for step in (0, 1):
-        loss(Negatives.of(two, two, two, query_id=ids, key_id=ids), temperature, Clock(step, 1, float(step), 0))
+    with torch.no_grad():
+        for step in (0, 1):
+            loss(Negatives.of(two, two, two, query_id=ids, key_id=ids), temperature, Clock(step, 1, float(step), 0))
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Decoupled(SumObjective):
 class DecoupledWeighted(SumObjective):
     """Decoupled, with less weight on pairs that are close already (DCLW, arXiv:2110.06848).
 
-    Weights are shared out among the queries of a process.
+    Weights are shared out among the queries of all processes; those of a step without gradient, among those of its own.
     """
 
     sigma: float | Schedule = 0.5
@@ -212,7 +213,9 @@ class DecoupledWeighted(SumObjective):
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.von_mises_fisher_weight`."""
         lse, sigma = sums.logsumexp(temperature), value(self.sigma, clock.progress)
-        weight = losses.von_mises_fisher_weight(sums.positive, lse, sigma=sigma, detach=self.detach_weights)
+        positive, counted = of_all_ranks(sums.positive, lse)
+        weight = losses.von_mises_fisher_weight(positive, counted, sigma=sigma, detach=self.detach_weights)
+        weight = of_own_rank(weight, len(lse))
         return losses.decoupled_from_logsumexp(sums.positive, lse, temperature=temperature, positive_weight=weight)
 
 
@@ -456,7 +459,8 @@ class Square(SumObjective):
 class AlignUniform(SumObjective):
     """Alignment of the views plus uniformity over queries and candidates (arXiv:2005.10242), without temperature.
 
-    Uniformity is one number for the queries of a process; the paper takes it within each view of a batch.
+    Uniformity is one number for the queries of all processes (of its own in a step without gradient); the paper takes it
+    within each view of a batch.
     """
 
     scale: float | Schedule = 2.0
@@ -475,15 +479,32 @@ class AlignUniform(SumObjective):
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.align_uniform`."""
         scale = value(self.scale, clock.progress)
-        return losses.align_uniform(
-            sums.positive,
-            sums.logsumexp(1 / (2 * scale)),
-            sums.log_count(),
+        values = losses.align_uniform(
+            *of_all_ranks(sums.positive, sums.logsumexp(1 / (2 * scale)), sums.log_count()),
             scale=scale,
             exponent=value(self.exponent, clock.progress),
             align_weight=value(self.align_weight, clock.progress),
             uniform_weight=value(self.uniform_weight, clock.progress),
         )
+        return of_own_rank(values, len(sums.positive))
+
+
+def of_all_ranks(*values: Float[Tensor, " b"]) -> tuple[Float[Tensor, " B"], ...]:
+    """Values per query of all ranks, with gradient; of this rank alone where none is asked for.
+
+    A step without gradient is no training step, and other ranks need not be taking one.
+    """
+    if not torch.is_grad_enabled():
+        return values
+    return tuple(distributed.all_gather_with_grad(part) for part in values)
+
+
+def of_own_rank(values: Float[Tensor, " B"], queries: int) -> Float[Tensor, " b"]:
+    """This rank's part of what was computed from :func:`of_all_ranks`, for so many queries."""
+    if not torch.is_grad_enabled():
+        return values
+    start = distributed.row_offset(queries)
+    return values[start : start + queries]
 
 
 def attracted(negatives: Negatives) -> Bool[Tensor, "B M"]:
