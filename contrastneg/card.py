@@ -16,6 +16,7 @@ from contrastneg.console import Output, human, start_card
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
+from contrastneg.doubts import doubts
 from contrastneg.negatives import Stage
 from contrastneg.stepping import effective_rate
 
@@ -198,3 +199,8 @@ def oracle_notes(method: Any) -> list[str]:
         for stage in method.stages
         if stage.oracle
     ]
+
+
+def stage_notes(method: Any) -> list[str]:
+    """A warning for each pair of stages, or stage and loss, that only looks as if it composed."""
+    return doubts(method.stages, method.objective, getattr(method, "queue", None) is None)

@@ -280,7 +280,7 @@ class SogCLR(SumObjective, nn.Module):
 class DecoupledWeighted(SumObjective):
     """Decoupled, with less weight on pairs that are close already (DCLW, arXiv:2110.06848).
 
-    Weights are shared out among the queries of a process.
+    Weights are shared out among the queries of all processes; those of a step without gradient, among those of its own.
     """
 
     sigma: float | Schedule = 0.5
@@ -294,7 +294,9 @@ class DecoupledWeighted(SumObjective):
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.von_mises_fisher_weight`."""
         lse, sigma = sums.logsumexp(temperature), value(self.sigma, clock.progress)
-        weight = losses.von_mises_fisher_weight(sums.positive, lse, sigma=sigma, detach=self.detach_weights)
+        positive, counted = of_all_ranks(sums.positive, lse)
+        weight = losses.von_mises_fisher_weight(positive, counted, sigma=sigma, detach=self.detach_weights)
+        weight = of_own_rank(weight, len(lse))
         return losses.decoupled_from_logsumexp(sums.positive, lse, temperature=temperature, positive_weight=weight)
 
 
@@ -538,7 +540,8 @@ class Square(SumObjective):
 class AlignUniform(SumObjective):
     """Alignment of the views plus uniformity over queries and candidates (arXiv:2005.10242), without temperature.
 
-    Uniformity is one number for the queries of a process; the paper takes it within each view of a batch.
+    Uniformity is one number for the queries of all processes (of its own in a step without gradient); the paper takes it
+    within each view of a batch.
     """
 
     scale: float | Schedule = 2.0
@@ -557,15 +560,32 @@ class AlignUniform(SumObjective):
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.align_uniform`."""
         scale = value(self.scale, clock.progress)
-        return losses.align_uniform(
-            sums.positive,
-            sums.logsumexp(1 / (2 * scale)),
-            sums.log_count(),
+        values = losses.align_uniform(
+            *of_all_ranks(sums.positive, sums.logsumexp(1 / (2 * scale)), sums.log_count()),
             scale=scale,
             exponent=value(self.exponent, clock.progress),
             align_weight=value(self.align_weight, clock.progress),
             uniform_weight=value(self.uniform_weight, clock.progress),
         )
+        return of_own_rank(values, len(sums.positive))
+
+
+def of_all_ranks(*values: Float[Tensor, " b"]) -> tuple[Float[Tensor, " B"], ...]:
+    """Values per query of all ranks, with gradient; of this rank alone where none is asked for.
+
+    A step without gradient is no training step, and other ranks need not be taking one.
+    """
+    if not torch.is_grad_enabled():
+        return values
+    return tuple(distributed.all_gather_with_grad(part) for part in values)
+
+
+def of_own_rank(values: Float[Tensor, " B"], queries: int) -> Float[Tensor, " b"]:
+    """This rank's part of what was computed from :func:`of_all_ranks`, for so many queries."""
+    if not torch.is_grad_enabled():
+        return values
+    start = distributed.row_offset(queries)
+    return values[start : start + queries]
 
 
 def times_before(image_id: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:

@@ -106,6 +106,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *queue_notes(config.method, config, len(opened.train), device.world_size),
         *stage_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
+        *stage_notes(config.method),
     ]
     notes = list(dict.fromkeys(told))
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():

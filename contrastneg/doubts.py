@@ -1,0 +1,88 @@
+"""Stages and losses that work together but mean less than it seems: each pair with its reason, for the start card."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from contrastneg.negatives import (
+    AbovePositive,
+    BestResponse,
+    ClusterSize,
+    GapSubset,
+    HardestOfRandom,
+    HardnessBand,
+    HardnessWeight,
+    PopularSubset,
+    SameCluster,
+    SamplingCorrection,
+    SemiHardSubset,
+    SoftmaxSubset,
+    Stage,
+)
+from contrastneg.objectives import HardWeighted, Objective
+from contrastneg.schedules import Schedule
+
+Sort = Callable[[Any], bool]
+
+
+def _is(*kinds: type) -> Sort:
+    return lambda thing: isinstance(thing, kinds)
+
+
+def _undoes_all(stage: Any) -> bool:
+    return isinstance(stage, SamplingCorrection) and stage.strength == 1
+
+
+def _draws_clusters(stage: Any) -> bool:
+    return isinstance(stage, PopularSubset) and isinstance(stage.popularity, ClusterSize) and stage.level == "type"
+
+
+def _is_curriculum(stage: Any) -> bool:
+    return isinstance(stage, HardnessBand) and (isinstance(stage.lower, Schedule) or isinstance(stage.upper, Schedule))
+
+
+def _makes_candidates(stage: Any) -> bool:
+    return isinstance(stage, Stage) and stage.kind == "synthesize"
+
+
+PAIRS: list[tuple[Sort, Sort, str]] = [
+    (
+        _is(AbovePositive, SemiHardSubset, GapSubset),
+        _makes_candidates,
+        "candidates that are made later may lie above the positive again",
+    ),
+    (_is(PopularSubset), _undoes_all, "they cancel in expectation: only the variance changes"),
+    (_is(SameCluster), _draws_clusters, "both take weight from the query's own cluster"),
+    (_is(SoftmaxSubset, BestResponse), _is(HardnessWeight), "the tilt towards hard candidates is applied twice"),
+    (_is(HardnessWeight), _is(HardWeighted), "the tilt towards hard candidates is applied twice"),
+    (
+        _is_curriculum,
+        _is(HardestOfRandom, HardnessWeight, HardWeighted),
+        "two dials on one axis work against each other: let one of them change",
+    ),
+]
+
+
+def doubts(stages: Sequence[Stage], loss: Objective, in_batch: bool) -> list[str]:
+    """A note for each pair of stages, or stage and loss, that only looks as if it composed.
+
+    Args:
+        stages: The stages in order.
+        loss: The loss.
+        in_batch: Whether the candidates are those of the batch.
+    """
+    parts = [*stages, loss]
+    notes = [
+        f"{type(one).__name__} before {type(other).__name__}: {reason}"
+        for place, one in enumerate(parts)
+        for other in parts[place + 1 :]
+        for first, second, reason in PAIRS
+        if first(one) and second(other)
+    ]
+    sources = any(stage.kind == "source" for stage in stages)
+    for stage in stages:
+        if in_batch and not sources and stage.attracts and not stage.oracle:
+            name = type(stage).__name__
+            notes.append(
+                f"{name} attracts among the batch alone: few images, so it rarely meets one of the query's class"
+            )
+    return notes
