@@ -175,7 +175,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method.temprature", "3"],
             "there is no setting 'temprature' in SimCLR: did you mean temperature?",
         ),
-        (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: expected float"),
+        (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: give a number"),
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
         (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
         (["shapes", "--epochs", "0"], "epochs is 0: give at least 1"),
@@ -197,7 +197,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_priors", "0.2"],
             "there is no setting 'class_priors' in Debiased: did you mean class_prior?",
         ),
-        (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: it has none"),
+        (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: HardWeighted has it"),
         (
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "lots"],
             "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Growth, Linear",
