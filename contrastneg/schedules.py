@@ -268,7 +268,7 @@ def check_schedules(owner: Any) -> None:
         try:
             replace(owner, **numbers)
         except ValueError as error:
-            raise ValueError(f"{error} (its schedule does not, at {place} % of the run)") from error
+            raise ValueError(f"{error} (a value of its schedule, at {place} % of the run)") from error
 
 
 def number_at(owner: Any, field: Any, progress: float) -> float | int:

@@ -25,11 +25,11 @@ def stages_file(tmp_path, *stages):
     ("stage", "settings", "words"),
     [
         ("PopularSubset", {"popularity": {"class_path": "ClusterSiz"}}, "did you mean ClusterSize?"),
-        ("PopularSubset", {"popularity": {"class_path": "ClusterSize", "init_args": {"clustrs": 4}}}, "in ClusterSize: did you mean clusters?"),
+        ("PopularSubset", {"popularity": {"class_path": "ClusterSize", "init_args": {"clustrs": 4}}}, "did you mean clusters?"),
         ("MemoryBank", {"bank": {"momentm": 0.4}}, "in Bank: did you mean momentum?"),
         ("GraphWalk", {"edges": {"neighbors": 4}}, "in Edges: did you mean neighbours?"),
         ("MetadataTiers", {"tiers": [{"column": "a", "acton": "remove"}]}, "in Tier: did you mean action?"),
-        ("MetadataTiers", {"tiers": [{"column": "a", "action": "delete"}]}, "method.stages.tiers.action is delete: choose from remove, attract, weigh"),
+        ("MetadataTiers", {"tiers": [{"column": "a", "action": "delete"}]}, "tiers.action is delete: choose from remove, attract, weigh"),
         ("UniformSubset", {"count": "many"}, "method.stages.count is many: give a whole number, or a schedule: choose from Cosine"),
         ("no_such_module.Stage", {}, "there is no module 'no_such_module'"),
         ("contrastneg.negatives.MoCHy", {}, "module 'contrastneg.negatives' has no class 'MoCHy'"),

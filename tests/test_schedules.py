@@ -161,11 +161,10 @@ def test_a_schedule_is_refused_where_its_owner_would_refuse_its_number():
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_of_a_method_are_finite_also_in_stages_and_schedules(number):
-    from contrastneg.negatives import HardnessWeight
+def test_numbers_of_a_method_are_finite_also_in_lists_and_schedules(number):
     from contrastneg.schedules import Linear, check_numbers
 
-    for setting in (number, [HardnessWeight(beta=number)], Linear(0.0, number)):
+    for setting in (number, [Linear(0.0, number)], (0.5, number)):
         with pytest.raises(ValueError, match="give a finite number"):
             check_numbers(setting, "method.x")
 
