@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from contrastneg.writing import printable
+
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {}
 
 
@@ -60,7 +62,7 @@ def run_check(arguments: list[str]) -> int:
         print("one split only: no test images")
     reports = [scan(source, "skip") for source in sources]
     for source, report in zip(sources, reports, strict=True):
-        print(f"{source.split}:", *report.lines(), sep="\n  ")
+        print(f"{source.split}:", *map(printable, report.lines()), sep="\n  ")
     return 1 if any(report.bad for report in reports) else 0
 
 
@@ -70,7 +72,7 @@ def run_report(arguments: list[str]) -> int:
     from contrastneg.commandline import parse_report
     from contrastneg.report.page import write_report
 
-    print(write_report(parse_report(arguments)))
+    print(printable(str(write_report(parse_report(arguments)))))
     return 0
 
 
@@ -96,6 +98,8 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    if arguments is None and not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as ``python -m`` does: stages of one's own are named by import path
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
@@ -115,6 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("CONTRASTNEG_DEBUG"):
             raise
         return refuse(str(error))
+    except OSError as error:
+        if os.environ.get("CONTRASTNEG_DEBUG") or error.filename is None:
+            raise
+        return refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("contrastneg: stopped by SIGINT", file=sys.stderr)
         return 130
@@ -122,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def refuse(reason: str) -> int:
     """One line on standard error, exit status 2."""
-    print("contrastneg:", re.sub(r"\s+", " ", reason).strip(), file=sys.stderr)
+    print("contrastneg:", printable(re.sub(r"\s+", " ", reason).strip()), file=sys.stderr)
     return 2
 
 

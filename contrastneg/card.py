@@ -171,7 +171,7 @@ def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> 
     return notes
 
 
-def stage_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
+def late_stage_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
     """A warning for each stage whose beginning lies beyond the end of the run.
 
     Args:

@@ -1,8 +1,6 @@
-"""Command lines and YAML files into settings: typed, with the nearest valid name for a wrong one."""
+"""Command lines and YAML files into settings."""
 
 import dataclasses
-import difflib
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,21 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from contrastneg import negatives, objectives, schedules
+from contrastneg.annotations import choices, parameters, record_in, type_of
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
-from contrastneg.helptext import add_positional, parser_of_verb
-from contrastneg.methods import MoCo, SimCLR
+from contrastneg.helptext import add_positional, list_of_classes, page_of_class, parser_of_verb
+from contrastneg.mistakes import explain, locate_class, nearest
 from contrastneg.randomness import derive_seed
 
 SIZE_SAMPLE = 64  # images whose size is looked at
 SMALL_IMAGE = 96  # up to this side images are taken as they are
 PHOTOGRAPH = 224
-METHODS: dict[str, type] = {"MoCo": MoCo, "SimCLR": SimCLR}
+HELP_OF_CLASS = r"--\w+(\.\w+)*\.help(=|$)"
+FILE_OPTIONS = ("--config", "--views", "--views.view1", "--views.view2")
+
+
+class SuitsImages(int):
+    """Stands for a size of the views that was not given: a number of its own kind, since every plain one may be given."""
 
 
 def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
@@ -35,6 +39,9 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
         ValueError: If a name or a value is not valid.
     """
     given = bare_flags(dashed_names(positional("data", arguments)))
+    if (page := class_help(given)) is not None:
+        print(page, end="")
+        raise SystemExit(0)
     if not any(argument.partition("=")[0] == "--resume" for argument in given):
         return build(pretrain_parser(), given), None
     parser = ArgumentParser(prog="contrastneg pretrain", exit_on_error=False, allow_abbrev=False)
@@ -62,12 +69,13 @@ def pretrain_parser() -> ArgumentParser:
     parser = parser_of_verb(
         "pretrain",
         "Pretrain an image encoder without labels, then score it. The address of the data may stand first, without "
-        "--data. `--method.help MoCo` lists the settings of a method. `--resume RUN`, alone, continues a run.",
+        "--data. `--method.help MoCo` lists the settings of a method, "
+        "`--method.loss.help` and `--method.stages.help` what may stand there. `--resume RUN`, alone, continues a run.",
         "[DATA] [--config FILE] [--NAME VALUE ...]",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; what stands later wins.")
     parser.add_class_arguments(Pretrain, as_group=False)
-    parser.set_defaults({"views.size": 0})  # stands for the size that suits the images
+    parser.set_defaults({"views.size": SuitsImages()})
     parser.link_arguments("views.size", "method.init_args.image_size")
     return parser
 
@@ -79,30 +87,112 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
         ValueError: If a name or a value is not valid.
     """
     try:
-        if not names_method(arguments):
+        if not names_method(arguments, settings_files(arguments)):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
-        arguments = class_first("--method.loss", class_first("--method", arguments))
-        parsed = parser.parse_args(list(arguments))
-        if parsed.views.size == 0:
-            parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
+        arguments = class_first("--method.loss", class_first("--method", stages_in_list(arguments)))
+        printing = [argument for argument in arguments if argument.startswith("--print_config")]
+        arguments = [argument for argument in arguments if argument not in printing]
+        parsed = parser.parse_args(arguments)
+        if isinstance(parsed.views.size, SuitsImages):
+            arguments = [*arguments, f"--views.size={natural_size(parsed)}"]
+            parsed = parser.parse_args(arguments)
+        if printing:
+            parser.parse_args([*arguments, *printing])  # which ends the process
     except ArgumentError as error:
-        raise ValueError(explain(str(error), parser)) from error
+        raise ValueError(explain(str(error), parser, arguments)) from error
     except (OSError, TypeError) as error:
         raise ValueError(f"the settings cannot be read: {first_line(error)}") from error
     return instantiate(parser, parsed)
 
 
-def names_method(arguments: Sequence[str]) -> bool:
+def class_help(arguments: Sequence[str]) -> str | None:
+    """The page that ``--method.loss.help [NAME]`` and the like ask for; None where nothing asks.
+
+    Raises:
+        ValueError: If there is no such setting or class.
+    """
+    asked = [place for place, argument in enumerate(arguments) if re.match(HELP_OF_CLASS, argument)]
+    if not asked:
+        return None
+    words = [*arguments[asked[0]].split("=", 1), *arguments[asked[0] + 1 :]]
+    setting = words[0].removeprefix("--").removesuffix(".help")
+    name = words[1] if len(words) > 1 and not words[1].startswith("-") else None
+    if (annotation := type_asked_for(setting, arguments)) is None:
+        raise ValueError(f"there is no setting {setting}: --method.help MoCo lists those of a method")
+    kinds = choices(annotation)
+    if name is None and kinds:
+        return list_of_classes(kinds, setting)
+    if (record := record_in(annotation)) is not None and not kinds:
+        return page_of_class(record, setting)
+    found = next((kind for kind in kinds if kind.__name__ == name), None) or locate_class(name or "")
+    if found is None:
+        advice = nearest(name or "", [kind.__name__ for kind in kinds])
+        raise ValueError(f"there is no class {name!r} here: {advice}")
+    return page_of_class(found, setting)
+
+
+def type_asked_for(setting: str, arguments: Sequence[str]) -> Any:
+    """The type of a setting; of one below ``method``, in the method that is chosen or in any that has it."""
+    if not setting.startswith("method."):
+        return type_of(Pretrain, setting)
+    chosen = [after for before, after in pairwise(arguments) if before == "--method"]
+    chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--method=")]
+    methods = sorted(choices(parameters(Pretrain)["method"]), key=lambda kind: kind.__name__ not in chosen)
+    found = (type_of(method, setting.removeprefix("method.")) for method in methods)
+    return next((annotation for annotation in found if annotation is not None), None)
+
+
+def names_method(arguments: Sequence[str], files: Iterable[dict[str, Any]]) -> bool:
     """Whether a command line, or a file that it names, chooses a method.
 
     A default in the parser would lend its settings to another class that is chosen later.
     """
-    files = [after for argument, after in pairwise(arguments) if argument == "--config"]
-    files += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    texts = [Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()]
     return any(argument.partition("=")[0] == "--method" for argument in arguments) or any(
-        re.search(r"^method\s*:", text, re.MULTILINE) for text in texts
+        "method" in file for file in files
     )
+
+
+def settings_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The content of the settings files that a command line names.
+
+    Raises:
+        ValueError: If one is not there, is not YAML, or holds no settings.
+    """
+    named = [(before, after) for before, after in pairwise(arguments) if before in FILE_OPTIONS]
+    named += [
+        (before, after)
+        for before, is_, after in (a.partition("=") for a in arguments)
+        if is_ and before in FILE_OPTIONS
+    ]
+    return [read_yaml(option, Path(file)) for option, file in named if option == "--config" or is_file_name(file)]
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a value is meant as a settings file (and not as the settings themselves)."""
+    return text.endswith((".yaml", ".yml"))
+
+
+def read_yaml(option: str, file: Path) -> dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        ValueError: If it is not there, is not YAML, or holds no settings.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{option[2:]} {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option[2:]} {file} is not a text file (UTF-8): give a YAML file of settings") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{file}{line} is not YAML: {error.problem} (look at this line and the one before)") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings: write NAME: VALUE, one a line")
+    return content
 
 
 def class_first(option: str, arguments: Sequence[str]) -> list[str]:
@@ -112,6 +202,19 @@ def class_first(option: str, arguments: Sequence[str]) -> list[str]:
     late = [argument for argument in joined[first:] if argument.startswith(f"{option}=")]
     rest = [argument for argument in joined[first:] if not argument.startswith(f"{option}=")]
     return [*joined[:first], *late, *rest]
+
+
+def stages_in_list(arguments: Sequence[str]) -> list[str]:
+    """``--method.stages MoCHi`` as ``--method.stages [MoCHi]``."""
+    joined = "\x00".join(arguments)
+    return re.sub(r"(^|\x00)--method\.stages(?:=|\x00)(\w[\w.,]*)(?=\x00|$)", named_stages, joined).split("\x00")
+
+
+def named_stages(match: re.Match[str]) -> str:
+    """One option with names of stages, as a list; null and files stay as they are."""
+    if match[2] == "null" or is_file_name(match[2]):
+        return match[0]
+    return f"{match[1]}--method.stages=[{match[2]}]"
 
 
 def natural_size(parsed: Namespace) -> int:
@@ -139,70 +242,6 @@ def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
     except ValueError as error:
         raise refusal(error, parsed.as_dict()) from error
     return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
-
-
-def explain(message: str, parser: ArgumentParser) -> str:
-    """A parser's message as one line that names the choices or the nearest valid name."""
-    if match := re.search(r"unrecognized arguments: (\S+)", message):
-        options = [name for name in parser._option_string_actions if name.startswith("--")]
-        return f"there is no option {match[1]}: {nearest(match[1].partition('=')[0], options)}"
-    if match := re.search(r"Expected a dot import path string: (\S+)", message):
-        settings = re.findall(r"Parser key \"([^\"]+)\"", message[: match.start()])
-        answer = nearest(match[1], class_names(settings[-1] if settings else ""))
-        if answer.startswith("choose") and "Expected a <class 'float'>" in message:
-            return f"{'.'.join(settings)} is {match[1]}: give a number, or a schedule: {answer}"
-        return f"there is no class {match[1]!r} here: {answer}"
-    if match := re.search(r"Option '([^']+)' is not accepted", message):
-        owners = list(re.finditer(r"class_path '([^']+)'", message[: match.start()]))
-        owner = owners[-1] if owners else None  # the innermost
-        known = class_named(owner[1]) if owner else None
-        names = inspect.signature(known).parameters if known else [action.dest for action in parser._actions]
-        where = f" in {owner[1].rpartition('.')[2]}" if owner else ""
-        wrong = match[1].partition(".")[0] if not owner else match[1]
-        return f"there is no setting {wrong!r}{where}: {nearest(wrong, names)}"
-    if match := re.search(r"Expected an? (?:typing\.|<class ')?(.+?)'?>?\. Got value: (.*)", message):
-        setting = ".".join(re.findall(r"Parser key \"([^\"]+)\"", message))
-        choices = re.fullmatch(r"Literal\[(.*)\]", match[1])
-        expected = f"choose from {choices[1]}" if choices else f"expected {match[1]}"
-        return f"{setting} is {match[2]}: {expected.replace(chr(39), '')}"
-    return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
-
-
-def nearest(wrong: str, names: Iterable[str]) -> str:
-    """The most similar valid name, or all of them."""
-    names = [name for name in names if name not in ("self", "help")]
-    if not names:
-        return "it has none"
-    near = difflib.get_close_matches(wrong, names, n=1) or difflib.get_close_matches(
-        wrong.lower(), [name.lower() for name in names], n=1
-    )
-    if not near:
-        return "choose from " + ", ".join(sorted(names))
-    return f"did you mean {next(name for name in names if name.lower() == near[0].lower())}?"
-
-
-def class_names(setting: str) -> list[str]:
-    """Names of the classes that may stand for a setting: methods, losses, stages or, for any number, schedules."""
-    if setting == "method":
-        return list(METHODS)
-    home = {"loss": objectives, "stages": negatives}.get(setting, schedules)
-    return [name for name in home.__all__ if is_setting(getattr(home, name))]
-
-
-def is_setting(thing: Any) -> bool:
-    """Whether a public name is a class that a YAML file may name: a concrete loss, stage or schedule."""
-    return (
-        inspect.isclass(thing)
-        and issubclass(thing, (objectives.Objective, negatives.Stage, schedules.Schedule))
-        and not inspect.isabstract(thing)
-    )
-
-
-def class_named(path: str) -> type | None:
-    """The class behind a name in a parser's message."""
-    name = path.rpartition(".")[2]
-    homes = (objectives, negatives, schedules)
-    return METHODS.get(name) or next((getattr(module, name) for module in homes if hasattr(module, name)), None)
 
 
 def parse_check(arguments: Sequence[str]) -> Namespace:

@@ -4,6 +4,7 @@ Attribute docstrings are the help texts. Nothing derived is ever written back in
 rate, the number of steps, the precision of "auto" are computed where they are used.
 """
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -110,7 +111,7 @@ class Pretrain:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
         for name in ("max_steps", "limit_images", "checkpoint_every", "clip", "knn_temperature"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0, or leave it out")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,6 +20,7 @@ from contrastneg import distributed
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
+from contrastneg.writing import printable
 
 
 class PatientConsole(Console):
@@ -49,15 +51,20 @@ class Output:
             os.close(nowhere)
 
 
+def shown(text: str) -> str:
+    """Text that may hold names of files, to be shown as it is: brackets are no markup, control characters are escapes."""
+    return escape(printable(text))
+
+
 def start_card(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> Panel:
     """What will run, before it runs."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, text in rows:
-        grid.add_row(name, text)
+        grid.add_row(name, shown(text))
     for note in notes:
-        grid.add_row("[yellow]note[/]", note)
+        grid.add_row("[yellow]note[/]", shown(note))
     return Panel(grid, title=title, title_align="left", expand=False)
 
 

@@ -42,8 +42,16 @@ def resolve_device(config: Pretrain) -> Device:
     if devices == "auto":
         launched = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
         devices = int(launched) if launched else max(1, there.get(accelerator, 1))
-    if devices < 1 or devices > there.get(accelerator, devices):
-        raise ValueError(f"devices is {devices} but this machine has {there.get(accelerator)} ({accelerator})")
+    if devices < 1:
+        raise ValueError(f"devices is {devices}: give at least 1, or auto")
+    if devices > there.get(accelerator, devices):
+        raise ValueError(
+            f"devices is {devices} but this machine has {there[accelerator]} ({accelerator}): give at most that"
+        )
+    if accelerator == "cpu" and devices > (os.cpu_count() or devices):
+        raise ValueError(
+            f"devices is {devices} but this machine has {os.cpu_count()} CPU cores: give at most that many processes"
+        )
     precision, notes = resolve_precision(config.precision, accelerator)
     return Device(accelerator, devices, config.nodes, precision, notes)
 

@@ -124,8 +124,10 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
     if settings.name in OWN:
         stem = "stride2" if stem == "stride2" else "cifar"
         if settings.name == "resnet20":
-            return resnet20(settings.width, settings.in_channels, stem)
-        return ResNet9(max(1, round(64 * settings.width)), settings.in_channels, stem)
+            network: nn.Module = resnet20(settings.width, settings.in_channels, stem)
+        else:
+            network = ResNet9(max(1, round(64 * settings.width)), settings.in_channels, stem)
+        return checked_if_small(network, settings, image_size)
     if not timm.is_model(settings.name):
         raise ValueError(unknown_name(settings.name))
     if settings.pretrained and stem != "imagenet" and isinstance(shape_only(settings.name), ResNet):
@@ -134,7 +136,7 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
             "set backbone.stem to imagenet, or pretrained to false"
         )
     if settings.width != 1:
-        network: nn.Module = resnet_of_width(settings.name, settings.width, settings.in_channels)
+        network = resnet_of_width(settings.name, settings.width, settings.in_channels)
     else:
         network = timm_model(settings, image_size, settings.pretrained and load_pretrained)
     if not isinstance(network, ResNet):
@@ -143,6 +145,13 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
         check_output(network, settings, image_size)
     elif stem != "imagenet":
         replace_stem_(network, stem, settings.in_channels)
+    return checked_if_small(network, settings, image_size)
+
+
+def checked_if_small(network: nn.Module, settings: Backbone, image_size: int | None) -> nn.Module:
+    """The network itself; tried first on images so small that its pooling may leave nothing of them."""
+    if image_size is not None and image_size <= SMALL_IMAGE:
+        check_output(network, settings, image_size)
     return network
 
 
@@ -178,15 +187,17 @@ def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> 
 def check_output(network: Any, settings: Backbone, image_size: int | None) -> None:
     """Try one black image; make ``num_features`` the width of what comes out, which in some families timm's is not.
 
-    ResNets need no trial: their features are pooled, and as wide as they tell, at every size.
+    ResNets need none above 64 pixels: their features are pooled, and as wide as they tell.
     """
     sides = (image_size, image_size) if image_size else network.pretrained_cfg["input_size"][1:]
     try:
         output = network.eval()(torch.zeros(1, settings.in_channels, *sides))
     except (RuntimeError, AssertionError) as error:
+        small = isinstance(error, RuntimeError) and sides[0] <= SMALL_IMAGE
+        reason = "its layers leave nothing of them" if small else first_line(error)
         raise ValueError(
-            f"{settings.name} cannot take images of {sides[0]} pixels ({first_line(error)}): choose another views.size "
-            "or backbone.name"
+            f"{settings.name} cannot take images of {sides[0]} pixels ({reason}): choose {'a larger' if small else 'another'} "
+            "views.size, or another backbone.name"
         ) from error
     if output.ndim != 2:
         raise ValueError(

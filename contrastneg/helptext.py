@@ -1,24 +1,42 @@
-"""Help pages that a reader can use: short usage lines, defaults in words, no Python types for classes."""
+"""Help pages that a reader can use: short usage lines, types and defaults in words, classes by their own names."""
 
-from argparse import Action
-from typing import Any
+import inspect
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Iterable
+from typing import Any, Literal, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from contrastneg.annotations import choices, value_in_words, words
+from contrastneg.negatives import Stage
+
 IN_WORDS = {
-    "method": "default: SimCLR; choose MoCo or SimCLR",
+    "method": "default: SimCLR; --method.help lists the methods",
     "views.size": "default: the side of small images of one size, up to 96, else 224",
 }
+LISTED = 20  # classes that are listed beside a setting; more fill the screen
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """jsonargparse's help with the defaults that are worked out later in words, and none instead of null."""
+    """jsonargparse's help with types and defaults in words."""
 
     def _get_help_string(self, action: Action) -> str:
         if action.dest in IN_WORDS:
             return f"{action.help} ({IN_WORDS[action.dest]})"
-        text = super()._get_help_string(action)
-        return text.replace("default: %(default)s", "default: none") if action.default is None else text
+        if action.dest.endswith(".help"):
+            return "What may stand there, and with its name the settings of each, or the settings themselves."
+        annotation = getattr(action, "_typehint", None) or action.type
+        if annotation is None or not action.help:
+            return super()._get_help_string(action)
+        listed = bool(action.choices) or get_origin(annotation) is Literal or annotation is bool
+        facts = [] if listed else [words(annotation)]
+        if not action.required and action.default is not SUPPRESS:
+            facts.append(f"default: {'none' if action.default is None else value_in_words(action.default)}")
+        if kinds := choices(annotation):
+            names = ", ".join(kind.__name__ for kind in kinds)
+            facts.append(f"choose from {names}" if len(kinds) <= LISTED else f"--{action.dest}.help lists {len(kinds)}")
+        return f"{action.help} ({'; '.join(facts)})".replace("``", "").replace("%", "%%")
 
 
 def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:
@@ -42,3 +60,30 @@ def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:
 def add_positional(parser: ArgumentParser, name: str, kind: Any, text: str) -> None:
     """The one argument that has no name."""
     parser.add_argument(name, type=kind, metavar=name.upper(), help=text)
+
+
+def page_of_class(kind: type, setting: str) -> str:
+    """The help page of a class: what it is, and each of its settings.
+
+    Args:
+        kind: The class.
+        setting: Where it stands, for instance ``method.loss``.
+    """
+    chosen = f"--{setting}{'+' if issubclass(kind, Stage) else ''} {kind.__name__} " if choices(kind.__base__) else ""
+    parser = parser_of_verb("pretrain", first_paragraph(kind), f"[DATA] {chosen}[--{setting}.NAME VALUE ...]")
+    parser.add_class_arguments(kind, setting, as_group=False)
+    return parser.format_help()
+
+
+def list_of_classes(kinds: Iterable[type], setting: str) -> str:
+    """The help page of a setting that names a class: the classes, each in a line."""
+    lines = {kind.__name__: first_paragraph(kind).split(". ")[0].rstrip(".") for kind in kinds}
+    width = max(map(len, lines))
+    table = "\n".join(f"  {name:<{width}}  {line}" for name, line in lines.items())
+    return f"--{setting} takes one of\n\n{table}\n\n--{setting}.help NAME tells more.\n"
+
+
+def first_paragraph(kind: type) -> str:
+    """What a class says of itself first, on one line and without markup."""
+    text = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
+    return re.sub(r":\w+:`~?\.?([^`]*)`", r"\1", " ".join(text.split())).replace("``", "")

@@ -24,7 +24,7 @@ from contrastneg.objectives import InfoNCE, Objective, check_objective
 from contrastneg.optim import Optimizer, build_optimizer
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
-from contrastneg.schedules import Schedule, value
+from contrastneg.schedules import Schedule, over_run, value
 from contrastneg.stepping import (
     clock_of,
     effective_rate,
@@ -104,6 +104,10 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         if queue_size < 0:
             raise ValueError(f"method.queue_size is {queue_size}: give 0 (no queue) or a positive number of keys")
+        if not all(0 <= number <= 1 for number in over_run(momentum)):
+            raise ValueError(f"method.momentum is {momentum}: give a number, or a schedule, within 0 and 1")
+        if bn_splits < 1:
+            raise ValueError(f"method.bn_splits is {bn_splits}: give at least 1")
         provides = {"id", "support", "queue" if queue_size else "batch"}
         self.pipeline = Pipeline(stages or [], provides, projector.out, loss, queue_size or None)
         check_objective(loss, self.stages, temperature)

@@ -28,9 +28,9 @@ from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.batchnorm import SyncBatchNorm
 from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard, oracle_notes, queue_notes, stage_notes
+from contrastneg.card import StartCard, late_stage_notes, oracle_notes, queue_notes, stage_notes
 from contrastneg.config import Pretrain, plain
-from contrastneg.console import EpochLine, Output, RunProgress, score_table
+from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
 from contrastneg.data.opening import OpenedData, open_data
 from contrastneg.device import (
@@ -52,13 +52,14 @@ from contrastneg.runfolder import (
     command_line,
     environment,
     first_command,
+    lasting_address,
     new_run_folder,
     newest_checkpoint,
     read_checkpoint,
     write_json,
-    write_text,
 )
 from contrastneg.signals import Signals
+from contrastneg.writing import whole_file, write_text
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
 
@@ -104,7 +105,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *opened.notes,
         *batch_norm_notes(config.method, device),
         *queue_notes(config.method, config, len(opened.train), device.world_size),
-        *stage_notes(config.method, config, len(opened.train), device.world_size),
+        *late_stage_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
         *stage_notes(config.method),
     ]
@@ -225,10 +226,22 @@ class StepSeed(Callback):
 
 
 def write_run_folder(folder: Path, config: Pretrain) -> None:
-    """The folder with all settings, defaults included, the command and the environment, before anything is derived."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", {"command": command_line(), **environment()})
+    """The folder with all settings, defaults included, the command and the environment, before anything is derived.
+
+    Local paths are written absolute, so that the run can be resumed from another folder.
+
+    Raises:
+        ValueError: If the folder cannot be made or written to.
+    """
+    settings = plain_config(config)
+    settings |= {name: lasting_address(settings[name]) for name in ("data", "val")}
+    settings["root"] = settings["root"] and os.path.abspath(settings["root"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_json(folder / "environment.json", {"command": command_line(), **environment()})
+    except OSError as error:
+        raise ValueError(f"run folder {folder} cannot be written: {error.strerror}: give another --run") from error
 
 
 def plain_config(config: Pretrain) -> dict[str, Any]:
@@ -278,8 +291,8 @@ def finish(
         if table:
             output.print(score_table(table, len(data.labels("test"))))
         for note in score_notes:
-            output.print(f"[yellow]note[/] {note}")
-        output.print(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}")
+            output.print(f"[yellow]note[/] {shown(note)}")
+        output.print(shown(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}"))
     return summary
 
 
@@ -287,9 +300,8 @@ def save_encoder(path: Path, config: Pretrain, method: Any) -> None:
     """The backbone's weights with what is needed to use them: its settings and the views' normalisation."""
     weights = {name: tensor.contiguous().clone() for name, tensor in method.backbone.state_dict().items()}
     facts = {"backbone": dict(method.hparams)["backbone"], "views": plain(config.views)}
-    partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, metadata={"contrastneg": json.dumps(facts)})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(weights, partial, metadata={"contrastneg": json.dumps(facts)})
 
 
 def quiet_lightning() -> None:

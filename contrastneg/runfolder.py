@@ -24,8 +24,11 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrastneg import distributed
+from contrastneg.data.archives import expand_braces
+from contrastneg.data.named import NAMED
 from contrastneg.divergence import check_weights
 from contrastneg.signals import Interrupted, Signals
+from contrastneg.writing import whole_file, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy")
 
@@ -56,13 +59,6 @@ def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a record atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def environment() -> dict[str, Any]:
@@ -142,12 +138,10 @@ class MetricsCsv(Logger):
             ]  # a killed run's last row may be cut
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)
 
     @rank_zero_only
     def _keep_rows_before(self, step: int) -> None:
@@ -164,12 +158,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write ``checkpoint`` to ``path`` atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
 
 
 class Checkpoints(Callback):
@@ -278,25 +270,58 @@ def newest_checkpoint(run: Path) -> Path:
     """The checkpoint of a run that is furthest on.
 
     Raises:
-        ValueError: If there is none, or none that can be read.
+        ValueError: If there is none, or one is damaged: which of the others is whole, and how to go on from it, is said.
     """
-    found = [path for name in ("last.ckpt", "interrupted.ckpt") if (path := run / "checkpoints" / name).exists()]
+    folder = run / "checkpoints"
+    found = [path for name in ("last.ckpt", "interrupted.ckpt") if (path := folder / name).exists()]
     if not found:
         raise ValueError(f"{run} holds no checkpoint to resume from: start it anew with another --run")
-    return max(found, key=lambda path: read_checkpoint(path)["global_step"])
+    steps: dict[Path, int] = {}
+    damaged: list[ValueError] = []
+    for path in found:
+        try:
+            steps[path] = read_checkpoint(path)["global_step"]
+        except ValueError as error:
+            damaged.append(error)
+    if damaged and steps:
+        whole, step = next(iter(steps.items()))
+        bad = next(path for path in found if path not in steps)
+        raise ValueError(
+            f"{damaged[0]}; {whole.name} (step {step}) is whole: remove {bad} and --resume goes on from that"
+        ) from damaged[0]
+    if damaged:
+        raise damaged[0]
+    return max(steps, key=steps.__getitem__)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint, with only plain data and tensors allowed in it.
 
     Raises:
-        ValueError: If the file is not a whole checkpoint.
+        ValueError: If the file is not there or is not a whole checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, torch.serialization.pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint") from error
+        size = path.stat().st_size
+        raise ValueError(
+            f"checkpoint {path} cannot be read: its {size:,} bytes are damaged or no checkpoint"
+        ) from error
+    if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
+        raise ValueError(f"checkpoint {path} cannot be read: it is no checkpoint of a run")
+    return checkpoint
+
+
+def lasting_address(address: str | None) -> str | None:
+    """A data address that means the same from every folder: paths that exist made absolute, names of sets as they are."""
+    if address is None or address == "shapes" or address in NAMED:
+        return address
+    prefix = "hf:" if address.startswith("hf:") else ""
+    local = str(Path(address.removeprefix(prefix)).expanduser())
+    names = expand_braces(local) if local.endswith(".tar") else [local]
+    return prefix + os.path.abspath(local) if any(map(os.path.exists, names)) else address
 
 
 def command_line() -> list[str]:

@@ -15,10 +15,17 @@ from contrastneg.device import encoder_dtype
 from contrastneg.evaluate.features import encode_set
 from contrastneg.negatives import Clock, Record
 from contrastneg.optim import EffectiveRate, learning_rate
+from contrastneg.schedules import check_numbers
 
 
 def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None:
-    """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module."""
+    """Keep constructor arguments as plain values, so that the checkpoint alone can rebuild the module.
+
+    Raises:
+        ValueError: A number among them is not finite, or a schedule leaves the range of its setting.
+    """
+    for name, argument in arguments.items():
+        check_numbers(argument, f"method.{name}")
     settings = {name: plain(v) for name, v in arguments.items() if name not in ("self", "__class__")}
     module._set_hparams({**settings, "class_name": type(module).__name__})
     module._hparams_initial = module.hparams  # type: ignore[assignment]

@@ -1,5 +1,8 @@
 """Command lines and YAML files: the same values from both, and one helpful line for wrong ones."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,11 +178,18 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method.temprature", "3"],
             "there is no setting 'temprature' in SimCLR: did you mean temperature?",
         ),
-        (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: expected float"),
+        (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: give a number"),
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
         (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
         (["shapes", "--epochs", "0"], "epochs is 0: give at least 1"),
         (["shapes", "--views.size", "-3"], "views.size is -3"),
+        (["shapes", "--views.size", "0"], "views.size is 0: give at least 1 pixel"),
+        (
+            ["shapes", "--views.size", "7", "--method.backbone.name", "resnet9"],
+            "resnet9 cannot take images of 7 pixels",
+        ),
+        (["shapes", "--method", "MoCo", "--method.momentum", "1.5"], "method.momentum is 1.5"),
+        (["shapes", "--devices", "5000", "--accelerator", "cpu"], "CPU cores: give at most that many processes"),
         (["shapes", "--config", "nofile.yaml"], "nofile.yaml"),
         (["shapse"], "shapes"),
         (["https://host/x.tar"], "https://host/x.tar is not on this machine: download it first"),
@@ -197,7 +207,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_priors", "0.2"],
             "there is no setting 'class_priors' in Debiased: did you mean class_prior?",
         ),
-        (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: it has none"),
+        (["shapes", "--method.loss.beta", "2"], "there is no setting 'beta' in InfoNCE: HardWeighted has it"),
         (
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "lots"],
             "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Growth, Linear",
@@ -225,6 +235,36 @@ def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(capsys, tmp_path)
     refusal(capsys, "shapes", "--config", str(file))
 
 
+def test_stages_are_named_alone_or_by_comma():
+    small = ["shapes", "--views.size", "32", "--method", "MoCo", "--method.backbone.width", "0.125"]
+    for given in (["--method.stages", "MoCHi"], ["--method.stages=MoCHi"], ["--method.stages", "[MoCHi]"]):
+        method = parse(*small, *given, "--method.stages.pool", "9").method
+        assert [(type(stage).__name__, stage.pool) for stage in method.stages] == [("MoCHi", 9)]
+    two = parse(*small, "--method.stages", "UniformSubset,MoCHi").method
+    assert [type(stage).__name__ for stage in two.stages] == ["UniformSubset", "MoCHi"]
+
+
+def test_the_settings_can_be_printed_and_read_again(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse("shapes", "--epochs", "7", "--print_config")
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    config = parse("--config", str(tmp_path / "c.yaml"))
+    assert (config.epochs, config.views.size) == (7, 32)
+
+
+def test_the_installed_command_finds_modules_in_the_current_folder(tmp_path):
+    (tmp_path / "my_module.py").write_text("raise ImportError('found')")
+    (tmp_path / "c.yaml").write_text("method: {class_path: MoCo, init_args: {stages: [{class_path: my_module.Mine}]}}")
+    start = "import sys; sys.argv[1:] = sys.argv[2:]; from contrastneg.__main__ import main; sys.path.remove(''); sys.exit(main())"
+    command = [sys.executable, "-c", start, "-", "pretrain", "shapes", "--config", "c.yaml"]
+    root = str(Path(__file__).resolve().parents[1])
+    process = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=150
+    )
+    assert process.returncode == 2
+    assert "module 'my_module', which my_module.Mine names, cannot be imported: found" in process.stderr
+
+
 def test_a_run_folder_that_exists_is_refused(capsys, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     line = refusal(capsys, "shapes", "--run", str(tmp_path))
@@ -247,7 +287,7 @@ def test_help_shows_the_attribute_docstrings(capsys):
     text = " ".join(pretrain_parser().format_help().split())
     assert "Passes over the images." in text
     assert "Pixels per side of a view" in text
-    assert "default: SimCLR; choose MoCo or SimCLR" in text
+    assert "default: SimCLR; --method.help lists the methods" in text
     assert "LightningModule, " not in text
 
 

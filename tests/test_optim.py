@@ -196,3 +196,12 @@ def test_forty_micro_batches_of_which_four_make_a_step_are_ten_scheduler_steps()
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"optimizer.{next(iter(wrong))} is"):
         Optimizer(**wrong)
+
+
+@pytest.mark.parametrize("settings", [{"lr": float("nan")}, {"weight_decay": float("inf")}, {"warmup_epochs": float("nan")},
+                                      {"trust_coefficient": float("inf")}, {"course": -1.0}])  # fmt: skip
+def test_numbers_that_are_not_finite_and_courses_below_0_are_refused(settings):
+    from contrastneg.optim import Optimizer
+
+    with pytest.raises(ValueError, match=f"optimizer.{next(iter(settings))} is"):
+        Optimizer(**settings)

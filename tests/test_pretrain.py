@@ -75,7 +75,7 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     assert "drawn anew, fill no batch" not in printed
     assert "epoch   2/2" in printed
     assert printed.count("accuracy: queries whose positive is more similar than every candidate") == 1
-    assert "scoring the untrained encoder: 24 images answer, 10 are asked" in printed
+    assert "scoring the untrained encoder: kNN and linear scores learn from 24 images and are tested on 10" in printed
     assert "there are 2 classes: a top-5 score would always be 1" in " ".join(summary["notes"])
     assert "raw pixels" in printed
 

@@ -134,3 +134,42 @@ def test_a_score_that_is_not_a_number_never_blocks_the_best(tmp_path):
     assert checkpoints.best == 0.5
     assert saved.count("best.ckpt") == 2
     assert saved.count("last.ckpt") == 4
+
+
+def test_a_damaged_checkpoint_beside_a_whole_one_is_answered_with_the_whole_one(tmp_path):
+    from contrastneg.runfolder import AtomicCheckpoints, newest_checkpoint
+
+    AtomicCheckpoints().save_checkpoint({"global_step": 20}, tmp_path / "checkpoints" / "last.ckpt")
+    damaged = tmp_path / "checkpoints" / "interrupted.ckpt"
+    damaged.write_bytes(b"PK\x03\x04 half a zip")
+    with pytest.raises(ValueError, match=r"interrupted\.ckpt cannot be read.*last\.ckpt \(step 20\) is whole: remove"):
+        newest_checkpoint(tmp_path)
+    damaged.unlink()  # as it says
+    assert newest_checkpoint(tmp_path).name == "last.ckpt"
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/contrastneg-run"])
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, place):
+    from contrastneg.commandline import parse_pretrain
+    from contrastneg.pretrain import write_run_folder
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    config, _ = parse_pretrain(["shapes", "--views.size", "32", "--method.backbone.width", "0.125"])
+    with pytest.raises(ValueError, match=r"run folder \S+ cannot be written: .*: give another --run"):
+        write_run_folder(tmp_path / place, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_local_paths_are_recorded_absolute_and_names_of_sets_as_they_are(tmp_path, monkeypatch):
+    from contrastneg.runfolder import lasting_address
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "cifar10"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "x-1.tar").write_text("")
+    assert lasting_address("pictures") == str(tmp_path / "pictures")
+    assert lasting_address("hf:pictures") == f"hf:{tmp_path / 'pictures'}"
+    assert lasting_address("x-{0..2}.tar") == str(tmp_path / "x-{0..2}.tar")
+    for name in ("shapes", "cifar10", "hf:someone/somewhere", None):
+        assert lasting_address(name) == name

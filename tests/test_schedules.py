@@ -142,3 +142,37 @@ def test_a_number_stands_for_itself_and_a_schedule_for_its_value():
 def test_a_span_outside_the_run_is_refused(begin, finish):
     with pytest.raises(ValueError, match="Cosine goes from progress"):
         Cosine(0.0, 1.0, begin=begin, finish=finish)
+
+
+def test_a_schedule_is_refused_where_its_owner_would_refuse_its_number():
+    from contrastneg import MoCHi
+    from contrastneg.negatives import Bank, MemoryBank
+    from contrastneg.objectives import Debiased
+    from contrastneg.schedules import Linear, Step, check_numbers
+
+    check_numbers([Debiased(Linear(0.1, 0.9)), MoCHi(pool=Linear(10, 20))], "x")
+    for setting in (
+        MoCHi(pool=Linear(10, -20)),
+        [MemoryBank(bank=Bank(momentum=Linear(0.5, 1.5)))],
+        Bank(momentum=Step(0.5, 4.0, (0.9,))),
+    ):
+        with pytest.raises(ValueError, match=r"\(a value of its schedule, at \d+ % of the run\)"):
+            check_numbers(setting, "x")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_of_a_method_are_finite_also_in_lists_and_schedules(number):
+    from contrastneg.schedules import Linear, check_numbers
+
+    for setting in (number, [Linear(0.0, number)], (0.5, number)):
+        with pytest.raises(ValueError, match="give a finite number"):
+            check_numbers(setting, "method.x")
+
+
+@pytest.mark.parametrize("momentum", [1.5, float("nan"), "Linear"])
+def test_a_key_momentum_out_of_range_is_refused_when_the_method_is_built(momentum):
+    from contrastneg import Backbone, MoCo
+    from contrastneg.schedules import Linear
+
+    with pytest.raises(ValueError, match=r"method\.momentum is"):
+        MoCo(Backbone(name="resnet9", width=0.125), momentum=Linear(0.9, 1.5) if momentum == "Linear" else momentum)

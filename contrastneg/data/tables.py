@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import socket
+import urllib.parse
+import urllib.request
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from contrastneg.data.metadata import as_column, label_column
 from contrastneg.data.trees import TEST, TRAIN, files_of_split
 
 IN_MEMORY = 2**30  # bytes of pictures up to which a parquet set's row groups are kept once read
+HUB_TIMEOUT = 5  # seconds to wait for the Hugging Face hub
 USUAL_IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes")
 
 
@@ -132,10 +136,14 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
         AddressError: It cannot be found or fetched, or has no picture column.
         NoSuchSplit: It has no such split.
     """
-    import datasets
+    import datasets.config
+    import huggingface_hub.constants
     from datasets.exceptions import DatasetsError
 
     name, _, config = address.removeprefix("hf:").partition(":")
+    if not Path(name).exists() and not hub_answers():
+        # The library would ask again and again for a minute, and then look in the cache, too.
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         if Path(name).is_dir() and any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
@@ -144,6 +152,11 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
                 loaded = datasets.load_dataset(name, config or None, cache_dir=str(root / "huggingface"))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise AddressError(
+                f"{address} is not among the sets fetched earlier, and huggingface.co cannot be reached: connect to the "
+                "network (and unset HF_HUB_OFFLINE)"
+            ) from error
         raise AddressError(f"{address} cannot be loaded ({reason}): check the name and the network") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     dataset = next((splits[wanted] for wanted in (TRAIN if split == "train" else TEST) if wanted in splits), None)
@@ -156,6 +169,20 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
     facts = {name: dataset[name][:] for name in _flat_columns(dataset.features.arrow_schema)}
     base = ImageSet(address, split, short_name(Path(name).name), torch.arange(len(dataset)), channels=channels)
     return _image_set(base, HubReader(dataset, column, address), facts, features, labels)
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; behind a proxy, which must not be gone around, it is taken to be."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=HUB_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
 
 
 def _image_set(
@@ -215,7 +242,7 @@ def _picture_bytes(files: list[str], column: str) -> int:
 
 
 def _converted(files: list[str], column: str, address: str, root: Path) -> HubReader:
-    import datasets
+    import datasets.config
 
     with alone(root, "huggingface"):
         dataset = datasets.Dataset.from_parquet([*files], cache_dir=str(root / "huggingface"), columns=[column])

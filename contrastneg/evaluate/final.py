@@ -1,6 +1,5 @@
 """The scores that end a run: the encoder beside raw pixels and the untrained encoder, and pictures of its neighbours."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from contrastneg.evaluate.knn import knn_score
 from contrastneg.evaluate.linear import linear_score
 from contrastneg.randomness import generator
 from contrastneg.report.records import shortfall
+from contrastneg.writing import whole_file
 
 PIXEL_SIDE = 32  # larger pictures are shrunk to this side for the raw-pixel baseline
 MOST_FITTED = 100_000  # images that a linear fit learns from: 1.2 GB of raw pixels
@@ -40,10 +40,8 @@ class Pictures:
 
     def save(self, path: Path) -> None:
         """Write ``pictures.npz`` atomically."""
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
 
 
 class RawPixels(nn.Module):
@@ -88,7 +86,7 @@ def final_scores(
     for name, encoder in encoders.items():
         only = fitted if name == "raw pixels" else None
         answering, asked = len(data.labels("train") if only is None else only), len(data.labels("test"))
-        say(f"scoring the {name}: {answering:,} images answer, {asked:,} are asked")
+        say(f"scoring the {name}: kNN and linear scores learn from {answering:,} images and are tested on {asked:,}")
         encoder.to(device)
         bank = extract(encoder, data, "train", device, dtype, only)
         queries = extract(encoder, data, "test", device, dtype)

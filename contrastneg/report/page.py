@@ -1,7 +1,6 @@
 """A run's page: what was trained, scores beside baselines, curves, pictures, settings, in one self-contained file."""
 
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
 from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
+from contrastneg.writing import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -80,9 +80,7 @@ def write_report(run: Path) -> Path:
     )
     text = environment.get_template("page.html").render(page=build_page(read_records(run)))
     page = run / "report.html"
-    partial = page.with_name(page.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, page)
+    write_text(page, text)
     return page
 
 

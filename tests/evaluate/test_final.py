@@ -137,7 +137,7 @@ def test_a_large_bank_is_cut_for_linear_fits_and_raw_pixels_evenly_and_by_seed(d
     each = banks["linear_score"][0].labels.bincount(minlength=16)
     assert (each >= available.clamp(max=each.max() - 1)).all()  # a class has fewer only where it had no more
     assert sum("linear fits learn from 50 of the 200 labelled images of the bank" in note for note in notes) == 1
-    assert "scoring the raw pixels: 50 images answer, 200 are asked" in said
+    assert "scoring the raw pixels: kNN and linear scores learn from 50 images and are tested on 200" in said
     scored(settings(seed=1), Known(), Blind(), data)
     assert banks["linear_score"][3].position.tolist() != drawn[0]
 
@@ -148,7 +148,7 @@ def test_a_bank_that_is_not_large_is_used_whole_and_nothing_is_said(data, monkey
     monkeypatch.setattr(final, "MOST_FITTED", 200)
     rows, notes, said = scored(settings(), Known(), Blind(), data)
     assert not any("linear fits learn" in note for note in notes)
-    assert "scoring the raw pixels: 200 images answer, 200 are asked" in said
+    assert "scoring the raw pixels: kNN and linear scores learn from 200 images and are tested on 200" in said
     assert rows[2]["knn_top1"] == 100.0  # each finds itself
 
 

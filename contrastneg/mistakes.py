@@ -1,0 +1,192 @@
+"""A parser's message about a wrong setting as one line: what is wrong, what was met, the nearest name of the right kind."""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pydoc import locate
+from typing import Any, Literal, get_args, get_origin
+
+import pytorch_lightning as pl
+from jsonargparse import ArgumentParser
+
+from contrastneg.annotations import choices, parameters, parts, record_in, type_of, words
+from contrastneg.config import Pretrain
+from contrastneg.negatives import Stage
+from contrastneg.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the settings a message points to."""
+
+    setting: str
+    """Dotted name as on the command line."""
+    owner: type | None
+    """The innermost class that was being made; None at the top."""
+    inner: str
+    """Dotted name within it."""
+
+    @property
+    def annotation(self) -> Any:
+        """The type of the setting."""
+        return type_of(self.owner or Pretrain, self.inner)
+
+
+def place_of(message: str) -> Place:
+    """Read the trail of keys and classes in a parser's message, up to the last."""
+    keys: list[str] = []
+    inner: list[str] = []
+    owner = None
+    for key, path in re.findall(r"(?:Parser key \"([^\"]+)\":)|(?:Problem with given class_path '([^']+)')", message):
+        if key:
+            keys, inner = [*keys, key], [*inner, key]
+        else:
+            owner, inner = locate_class(path), []
+    return Place(".".join(keys), owner, ".".join(inner))
+
+
+def locate_class(path: str) -> type | None:
+    """The class behind an import path, if it can be imported."""
+    try:
+        found = locate(path)
+    except Exception:  # pydoc.ErrorDuringImport, or whatever a user's module raises
+        return None
+    return found if isinstance(found, type) else None
+
+
+def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ()) -> str:
+    """A parser's message as one line that names the choices or the nearest valid name.
+
+    Args:
+        message: What the parser said.
+        parser: It.
+        arguments: What it was given.
+    """
+    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        return unknown_argument(match[1], parser)
+    if match := re.search(r"argument (--\S+): expected one argument", message):
+        after = [*arguments[1:], "--"]
+        bare = [a for a, b in zip(arguments, after, strict=False) if a.startswith(match[1]) and b.startswith("--")]
+        return f"{(bare or [match[1]])[-1]} stands without a value: give one after it"
+    if match := re.search(r"arguments are required: (.+)", message):
+        return f"{match[1].upper()} is missing: usage is {(parser.usage or '').strip()}"
+    place = place_of(message)
+    if match := re.search(r"Option '([^']+)' is not accepted", message):
+        return unknown_setting(match[1], place.owner, parser)
+    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        *nested, wrong = match[2].split(".")
+        inside = type_of(place.owner or Pretrain, ".".join([match[1], *nested]))
+        return unknown_setting(wrong, record_in(inside), parser)
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
+        return unknown_class(match[1], place)
+    if failure := import_failure(message):
+        return failure
+    if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
+    return wrong_value(message, place)
+
+
+def unknown_argument(argument: str, parser: ArgumentParser) -> str:
+    """An option that there is not, or a word too many."""
+    if not argument.startswith("-"):
+        first = " and the address of the data stands first" if "pretrain" in parser.prog else ""
+        return f"{argument!r} is a word too many: settings are given as --NAME VALUE{first} ({parser.prog} --help)"
+    options = [name for name in parser._option_string_actions if name.startswith("--") and "print" not in name]
+    near = closest(argument.partition("=")[0], options)
+    advice = f"did you mean {near}?" if near else f"{parser.prog} --help lists all"
+    return f"there is no option {argument}: {advice}"
+
+
+def unknown_setting(wrong: str, owner: type | None, parser: ArgumentParser) -> str:
+    """A name that is no setting of a class, or at the top of a file."""
+    if owner is pl.LightningModule:  # a mapping without class_path
+        return f"method has {wrong!r} but no class_path: write method: {{class_path: MoCo, init_args: {{...}}}}"
+    if owner is None:
+        top = wrong.partition(".")[0]
+        return f"there is no setting {top!r}: {nearest(top, [action.dest for action in parser._actions])}"
+    said = f"there is no setting {wrong!r} in {owner.__name__}"
+    kin = next((choices(base) for base in (pl.LightningModule, Objective) if issubclass(owner, base)), [])
+    others = [kind.__name__ for kind in kin if wrong.partition(".")[0] in parameters(kind)]
+    if others:
+        option = "--method" if issubclass(owner, pl.LightningModule) else "--method.loss"
+        verb = "has" if len(others) == 1 else "have"
+        return f"{said}: {', '.join(others)} {verb} it (choose with {option} {others[0]})"
+    return f"{said}: {nearest(wrong, parameters(owner))}"
+
+
+def unknown_class(wrong: str, place: Place) -> str:
+    """A name that is no class of the kind that the setting takes, or no number."""
+    kinds = choices(place.annotation)
+    if closest(wrong, [kind.__name__ for kind in kinds]):
+        return f"there is no class {wrong!r} here: {nearest(wrong, [kind.__name__ for kind in kinds])}"
+    if {int, float} & set(parts(place.annotation)):
+        number = "a whole number" if int in parts(place.annotation) else "a number"
+        return f"{place.setting} is {wrong}: give {number}, or a schedule: {listed(kinds)}"
+    return f"there is no class {wrong!r} here: {listed(kinds)}"
+
+
+def import_failure(message: str) -> str | None:
+    """A module or class that was named by its import path and is not there, or fails."""
+    found = re.findall(
+        r"Problem with given class_path '([^']+)':\s+(No module named '[^']+'|module '\S+ has no .+)", message
+    )
+    paths = [path for path in re.findall(r"'class_path': '([^']+)'", message) if "." in path]
+    reasons = [line for line in re.findall(r"^ *- (.+)$", message, re.MULTILINE)
+               if not re.match(r"Expected an? |Problem with|Import path", line)]  # fmt: skip
+    if not found and not (paths and reasons):
+        return None
+    path, reason = found[-1] if found else (paths[-1], reasons[0])
+    module, _, name = path.rpartition(".")
+    missing = re.fullmatch(r"No module named '([^']+)'", reason)
+    if missing and (module + ".").startswith(missing[1] + "."):
+        return (
+            f"there is no module {missing[1]!r}, which {path} names: start in the folder of {missing[1]}.py, "
+            "or put that folder on PYTHONPATH"
+        )
+    if missing or not found:
+        return f"module {module!r}, which {path} names, cannot be imported: {reason}"
+    return f"module {module!r} has no class {name!r}: {nearest(name, classes_of(module))}"
+
+
+def classes_of(module: str) -> list[str]:
+    """Names of the classes that a module defines."""
+    there = vars(importlib.import_module(module))
+    return [name for name, thing in there.items() if isinstance(thing, type) and thing.__module__ == module]
+
+
+def wrong_value(message: str, place: Place) -> str:
+    """A value of the wrong type."""
+    single = re.findall(r"Expected an? (?:.+?)\. Got value: (.*)", message)
+    union = re.findall(r"Given value: (.*)", message)
+    annotation = place.annotation
+    if (single or union) and annotation is not None:
+        met = single[-1] if single else union[0]
+        if Stage in parts(annotation):
+            return f"{place.setting} is {met}: give a list, for instance [MoCHi]"
+        choice = get_args(annotation) if get_origin(annotation) is Literal else ()
+        wanted = f"choose from {', '.join(map(str, choice))}" if choice else f"give {words(annotation)}"
+        return f"{place.setting} is {met}: {wanted}"
+    return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
+
+
+def closest(wrong: str, names: Iterable[str]) -> str | None:
+    """The most similar name, whatever the case of its letters, if one is similar at all."""
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wrong.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """The most similar valid name, or all of them."""
+    names = [name for name in names if name not in ("self", "help", "print_config", "print_shtab")]
+    if not names:
+        return "it has none"
+    near = closest(wrong, names)
+    return f"did you mean {near}?" if near else "choose from " + ", ".join(sorted(names))
+
+
+def listed(kinds: Iterable[type]) -> str:
+    """All names that may stand somewhere."""
+    return "choose from " + ", ".join(kind.__name__ for kind in kinds)

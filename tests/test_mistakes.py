@@ -1,0 +1,84 @@
+"""Wrong settings are answered with the nearest name of the right kind, in words and in one line."""
+
+import json
+
+import pytest
+
+
+def answer(*arguments):
+    from contrastneg.commandline import parse_pretrain
+
+    with pytest.raises(ValueError) as refusal:
+        parse_pretrain(list(arguments))
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def stages_file(tmp_path, *stages):
+    file = tmp_path / "c.yaml"
+    method = {"class_path": "MoCo", "init_args": {"stages": list(stages)}}
+    file.write_text(json.dumps({"method": method, "views": {"size": 32}}))
+    return ["shapes", "--config", str(file)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "words"),
+    [
+        ("PopularSubset", {"popularity": {"class_path": "ClusterSiz"}}, "did you mean ClusterSize?"),
+        ("PopularSubset", {"popularity": {"class_path": "ClusterSize", "init_args": {"clustrs": 4}}}, "did you mean clusters?"),
+        ("MemoryBank", {"bank": {"momentm": 0.4}}, "in Bank: did you mean momentum?"),
+        ("GraphWalk", {"edges": {"neighbors": 4}}, "in Edges: did you mean neighbours?"),
+        ("MetadataTiers", {"tiers": [{"column": "a", "acton": "remove"}]}, "in Tier: did you mean action?"),
+        ("MetadataTiers", {"tiers": [{"column": "a", "action": "delete"}]}, "tiers.action is delete: choose from remove, attract, weigh"),
+        ("UniformSubset", {"count": "many"}, "method.stages.count is many: give a whole number, or a schedule: choose from Cosine"),
+        ("no_such_module.Stage", {}, "there is no module 'no_such_module'"),
+        ("contrastneg.negatives.MoCHy", {}, "module 'contrastneg.negatives' has no class 'MoCHy'"),
+        ("torch.nn.Linear", {}, "torch.nn.Linear, which is no Stage"),
+    ],
+)  # fmt: skip
+def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_path, stage, settings, words):
+    assert words in answer(*stages_file(tmp_path, {"class_path": stage, "init_args": settings}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["shapes", "extra"], "'extra' is a word too many"),
+        (["--epochs", "3", "shapes"], "'shapes' is a word too many: settings are given as --NAME VALUE and the address"),
+        (["shapes", "--zzzz", "1"], "there is no option --zzzz: contrastneg pretrain --help lists all"),
+        (["shapes", "--method", "SimCLR", "--method.queue_size", "10"], "MoCo has it (choose with --method MoCo)"),
+        (["shapes", "--method", "MoCo", "--method.stages", "MoCHy"], "there is no class 'MoCHy' here: did you mean MoCHi?"),
+        (["shapes", "--devices", "3.5"], "devices is 3.5: give a whole number or auto"),
+        (["shapes", "--clip", "nan"], "clip is nan: give a number or none"),
+        (["shapes", "--method.loss"], "--method.loss stands without a value"),
+        (["--method.help", "MoC"], "there is no class 'MoC' here: did you mean MoCo?"),
+        (["--method.losss.help"], "there is no setting method.losss"),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_is_answered_in_words(arguments, words):
+    assert words in answer(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: 3\nviews: [1\nseed: 4\n", "c.yaml line 3 is not YAML"),
+        ("- a\n- b\n", "c.yaml holds no settings: write NAME: VALUE"),
+        ("method: {clas_path: MoCo}\n", "method has 'clas_path' but no class_path"),
+        ("method: {class_path: MoCo, init_args: {stages: MoCHi}}\n", "method.stages is MoCHi: give a list"),
+    ],
+)
+def test_a_file_that_is_wrong_as_a_whole_is_named_with_the_line(tmp_path, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    assert words in answer("shapes", "--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("def f(:", "invalid syntax"), ("import no_such_package", "No module named")]
+)
+def test_a_module_of_ones_own_that_fails_is_named_with_the_reason(tmp_path, monkeypatch, text, reason):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    said = answer(*stages_file(tmp_path, {"class_path": f"{name}.Mine"}))
+    assert f"module '{name}', which {name}.Mine names, cannot be imported: {reason}" in said
