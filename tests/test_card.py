@@ -97,8 +97,9 @@ def small():
 
 
 def test_stages_and_loss_stand_with_the_settings_that_are_not_defaults():
-    from contrastneg import MoCHi, MoCo, OracleSameLabel
+    from contrastneg import MoCHi, MoCo
     from contrastneg.card import method_line, settings_line, stage_rows
+    from contrastneg.negatives import OracleSameLabel
     from contrastneg.objectives import Debiased, InfoNCE
     from contrastneg.schedules import Linear
 
