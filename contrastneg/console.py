@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.candidates import choosing
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
@@ -278,7 +279,7 @@ class EpochLine(Callback):
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     self.output.print(f"[dim]  {word}: {meaning}[/]")
-            if sources := [type(stage).__name__ for stage in pl_module.stages if stage.kind == "source"]:
+            if sources := [type(stage).__name__ for stage in choosing(pl_module)]:
                 said = f"chosen by {', '.join(sources)}: shares of the queue or batch are not shown, metrics.csv has negatives/..."
                 self.output.print(f"[dim]  candidates: {said}[/]")
             self._explained = True

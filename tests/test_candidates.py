@@ -115,7 +115,7 @@ def test_every_row_tells_the_candidates_of_its_own_step_and_every_epoch_those_of
 def test_shares_of_a_queue_that_a_source_stage_replaces_or_adds_to_are_left_out():
     from contrastneg import Backbone, Head, MoCo
     from contrastneg.candidates import CandidateShares, source_of
-    from contrastneg.negatives import MemoryBank
+    from contrastneg.negatives import MemoryBank, NeighbourPositive
 
     ids, labels = torch.arange(4), torch.arange(8) % 2
     found = {}
@@ -123,9 +123,11 @@ def test_shares_of_a_queue_that_a_source_stage_replaces_or_adds_to_are_left_out(
         "queue": [],
         "replaced": [MemoryBank(count=4)],
         "added": [MemoryBank(count=4, combine="append")],
+        "other positive": [NeighbourPositive(size=4)],
     }.items():
         method = MoCo(Backbone(name="resnet9", width=0.125), Head(out=4), queue_size=8, stages=stages)
         method.queue.push(torch.eye(4), torch.arange(4))
         found[name] = set(CandidateShares(labels).shares(method, ids))
         assert (source_of(method) is not None) == (name == "replaced")
-    assert found == {"queue": {"queue_fill", "own", "same_class"}, "replaced": set(), "added": {"queue_fill"}}
+    every = {"queue_fill", "own", "same_class"}
+    assert found == {"queue": every, "replaced": set(), "added": {"queue_fill"}, "other positive": every}
