@@ -55,6 +55,7 @@ def stages_that_wait():
         "AbovePositive": (negatives.AbovePositive(begin_at=1.0), negatives.AbovePositive(begin_at=0.9)),
         "GlobalQuantile": (negatives.GlobalQuantile(begin_at=1.0), negatives.GlobalQuantile(begin_at=0.5)),
         "GraphWalk": (negatives.GraphWalk(edges=Edges(start=3)), negatives.GraphWalk(edges=Edges(start=2))),
+        "HopMix": (negatives.HopMix(start=3), negatives.HopMix(start=2)),
         "MinedNeighbours": (negatives.MinedNeighbours(start=3), negatives.MinedNeighbours()),
         "SoftClusterWeight": (negatives.SoftClusterWeight(start=4), negatives.SoftClusterWeight(start=0)),
         "PopularityWeight": (
@@ -64,7 +65,7 @@ def stages_that_wait():
     }
 
 
-@pytest.mark.parametrize("name", ["MoCHi", "SynCo", "AbovePositive", "GlobalQuantile", "GraphWalk", "MinedNeighbours",
+@pytest.mark.parametrize("name", ["MoCHi", "SynCo", "AbovePositive", "GlobalQuantile", "GraphWalk", "MinedNeighbours", "HopMix",
                                   "SoftClusterWeight", "PopularityWeight"])  # fmt: skip
 def test_a_stage_that_begins_after_the_end_of_the_run_is_told_and_no_other(name):
     from contrastneg import Pretrain, SimCLR
