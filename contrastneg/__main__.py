@@ -130,8 +130,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def refuse(reason: str) -> int:
     """One line on standard error, exit status 2."""
-    print("contrastneg:", printable(re.sub(r"\s+", " ", reason).strip()), file=sys.stderr)
+    if speaks():
+        print("contrastneg:", printable(re.sub(r"\s+", " ", reason).strip()), file=sys.stderr)
     return 2
+
+
+def speaks() -> bool:
+    """Whether this process says why it refuses. Before the processes of a launch have met, all of a machine find the same,
+    and its first one says so; later one may fail alone."""
+    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    distributed = sys.modules.get("contrastneg.distributed")  # not imported for this: it brings torch with it
+    return place == "0" or (distributed is not None and distributed.world_size() > 1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
-from contrastneg.negatives import Stage
+from contrastneg.negatives import NeighbourPositive, Stage
 from contrastneg.stepping import is_logged
 
 
@@ -40,10 +40,14 @@ def same_class_share(
     return (int(counts[query_label[known]].sum()) - own) / different if different > 0 else float("nan")
 
 
+def choosing(method: Any) -> list[Stage]:
+    """Source stages that choose or add candidates; one that takes another positive leaves the candidates as they are."""
+    return [stage for stage in method.stages if stage.kind == "source" and not isinstance(stage, NeighbourPositive)]
+
+
 def source_of(method: Any) -> Stage | None:
     """The stage that chooses a method's candidates in place of its queue or batch, if there is one."""
-    sources = [stage for stage in method.stages if stage.kind == "source"]
-    return next((s for s in reversed(sources) if getattr(s, "combine", "replace") == "replace"), None)
+    return next((s for s in reversed(choosing(method)) if getattr(s, "combine", "replace") == "replace"), None)
 
 
 class CandidateShares(Callback):
@@ -76,7 +80,7 @@ class CandidateShares(Callback):
         found = {}
         if queue is not None and source_of(method) is None:
             found["queue_fill"] = len(key_id) / len(queue.keys)
-        if not len(key_id) or any(stage.kind == "source" for stage in method.stages):
+        if not len(key_id) or choosing(method):
             return found
         if queue is not None:
             found["own"] = own_share(query_id, key_id)

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.candidates import choosing
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
@@ -177,12 +178,13 @@ class RunProgress(Callback):
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]:.0f} images/s{task.fields[loss]}"),
+                TextColumn("{task.fields[numbers]}"),
                 TimeRemainingColumn(),
                 console=self.output.console,
                 transient=True,
             )
-            self._bar.add_task("", total=trainer.estimated_stepping_batches, epoch=1, speed=0.0, loss="")
+            self._bar.add_task("", total=trainer.estimated_stepping_batches, epoch="", numbers="")
+            self._draw(trainer)
             self._bar.start()
 
     def on_train_batch_end(
@@ -212,13 +214,14 @@ class RunProgress(Callback):
 
     def _draw(self, trainer: pl.Trainer) -> None:
         assert self._bar is not None
+        known = any(self.meter.numbers)  # before an epoch's first step there is no loss, nor a speed to speak of
+        numbers = f"{self.images_per_second():.0f} images/s  loss {self.meter.means()['loss']:.3f}" if known else ""
         try:
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=trainer.global_step,
                 epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
-                speed=self.images_per_second(),
-                loss=f"  loss {self.meter.means()['loss']:.3f}" if any(self.meter.numbers) else "",
+                numbers=numbers,
             )
         except OSError:
             self.show_bar, self._bar = False, None
@@ -283,7 +286,7 @@ class EpochLine(Callback):
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     self.output.print(f"[dim]  {word}: {meaning}[/]")
-            if sources := [type(stage).__name__ for stage in pl_module.stages if stage.kind == "source"]:
+            if sources := [type(stage).__name__ for stage in choosing(pl_module)]:
                 said = f"chosen by {', '.join(sources)}: shares of the queue or batch are not shown, metrics.csv has negatives/..."
                 self.output.print(f"[dim]  candidates: {said}[/]")
             self._explained = True

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from contrastneg import distributed
+from contrastneg.device import LIGHTNING_PRECISION
 
 
 class Diverged(Exception):
@@ -48,9 +49,9 @@ def diverged(trainer: pl.Trainer, what: str, step: int) -> Diverged:
     """
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     temperature = getattr(trainer.lightning_module, "temperature", float("nan"))
-    looked_at = (
-        f"the learning rate ({rate:.3g}), the temperature ({temperature:g}) and the precision ({trainer.precision})"
-    )
+    names = {theirs: own for own, theirs in LIGHTNING_PRECISION.items()}
+    precision = names.get(trainer.precision, trainer.precision)
+    looked_at = f"the learning rate ({rate:.3g}), the temperature ({temperature:g}) and the precision ({precision})"
     checkpoint = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     left = (
         f"the last checkpoint, still finite, is {checkpoint}"

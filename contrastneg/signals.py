@@ -63,7 +63,7 @@ class Signals:
             self._say(str(error))
         if on_main_thread():
             for signum, handler in self._earlier.items():
-                signal.signal(signum, handler)
+                signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not from Python
 
     def take(self) -> None:
         """Take the signals over, again if something else has taken them since."""

@@ -63,7 +63,8 @@ class Truth(pl.Callback):
         }
 
     def on_train_epoch_end(self, trainer, pl_module):
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "candidates" in name}
+        shares = ("queue_fill", "own", "same_class")
+        seen = {f"candidates/{name}": float(trainer.callback_metrics[f"epoch/{name}"]) for name in shares}
         self.ends.append((seen, self.steps[trainer.global_step - 1]))
 
 
@@ -101,6 +102,32 @@ def test_every_row_tells_the_candidates_of_its_own_step_and_every_epoch_those_of
     for row in rows[log_every == 1 :]:  # before the first step the queue is empty
         expected = truth.steps[int(row["step"])]
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert len(truth.ends) == 4
+    with (tmp_path / "metrics.csv").open() as file:
+        told = [row for row in csv.DictReader(file) if row["epoch/same_class"]]
+    assert len(told) == len(truth.ends) == 4
+    for row, (_, expected) in zip(told, truth.ends, strict=True):  # what the epoch's line prints stands in the file
+        found = {name: float(row[name.replace("candidates", "epoch")]) for name in expected}
+        assert found == pytest.approx(expected, rel=1e-5)
     for seen, expected in truth.ends:
         assert seen == pytest.approx(expected, rel=1e-5)
+
+
+def test_shares_of_a_queue_that_a_source_stage_replaces_or_adds_to_are_left_out():
+    from contrastneg import Backbone, Head, MoCo
+    from contrastneg.candidates import CandidateShares, source_of
+    from contrastneg.negatives import MemoryBank, NeighbourPositive
+
+    ids, labels = torch.arange(4), torch.arange(8) % 2
+    found = {}
+    for name, stages in {
+        "queue": [],
+        "replaced": [MemoryBank(count=4)],
+        "added": [MemoryBank(count=4, combine="append")],
+        "other positive": [NeighbourPositive(size=4)],
+    }.items():
+        method = MoCo(Backbone(name="resnet9", width=0.125), Head(out=4), queue_size=8, stages=stages)
+        method.queue.push(torch.eye(4), torch.arange(4))
+        found[name] = set(CandidateShares(labels).shares(method, ids))
+        assert (source_of(method) is not None) == (name == "replaced")
+    every = {"queue_fill", "own", "same_class"}
+    assert found == {"queue": every, "replaced": set(), "added": {"queue_fill"}, "other positive": every}

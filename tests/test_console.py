@@ -1,9 +1,11 @@
 """What an epoch's line is made of."""
 
 import io
+import re
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from pytorch_lightning import LightningModule, Trainer
 
 
@@ -72,9 +74,11 @@ def test_the_bar_shows_the_loss_from_the_first_step_and_never_a_loss_that_is_not
     for _ in range(2):
         trained(progress, trainer, [4.0])
         progress._bar.refresh()
-        assert "loss 4.000" in written.getvalue()
-    progress.pause()
+        assert "images/s  loss 4.000" in written.getvalue()
+        progress.pause()
     assert "nan" not in written.getvalue()
+    assert not re.search(r"\b0 images/s", written.getvalue())
+    assert "epoch 1 " not in written.getvalue()  # always of how many
 
 
 def test_losses_are_read_after_the_first_step_and_then_every_tenth(screen):
@@ -96,3 +100,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_reading_and_is_told_
     with pytest.raises(Diverged, match=rf"^the loss is {lost} at step 3, epoch 1: look at the learning rate \(0.03\)"):
         trained(progress, trainer, [4.0] * 3 + [lost] * 20)
     progress.pause()
+
+
+def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_is_shown(capsys):
+    from contrastneg import Backbone, Head, MoCo
+    from contrastneg.console import EpochLine, Output, RunProgress
+    from contrastneg.negatives import MemoryBank
+
+    means = {"epoch/loss": 1.5, "epoch/accuracy": 0.5, "candidates/empty_rows": 0.0}
+    metrics = {name: torch.tensor(number) for name, number in means.items()}
+    trainer = MagicMock(spec=Trainer, is_global_zero=True, current_epoch=0, max_epochs=2, callback_metrics=metrics)
+    small = Backbone(name="resnet9", width=0.125), Head(out=4)
+    for stages, told in (([], 0), ([MemoryBank(count=4)], 1)):
+        line = EpochLine(Output(), RunProgress(Output(), bar=False))
+        for _ in range(2):
+            line.on_train_epoch_end(trainer, MoCo(*small, queue_size=8, stages=stages))
+        printed = capsys.readouterr().out
+        assert printed.count("loss 1.500  accuracy 50.0 %") == 2
+        assert printed.count("candidates: chosen by MemoryBank: shares of the queue or batch are not shown") == told

@@ -207,6 +207,35 @@ def test_validation_test_and_prediction_change_nothing(pictures, name):
 
 
 @pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
+def test_validation_images_are_not_taken_for_the_pretraining_images_of_the_same_number(pictures, name):
+    from contrastneg.negatives import MemoryBank, MinedNeighbours, OracleSameLabel, SamplingCorrection
+
+    seen = []
+
+    class Spy(OracleSameLabel):
+        def forward(self, negatives, clock):
+            treated = super().forward(negatives, clock)
+            seen.append((self.training, negatives, treated))
+            return treated
+
+    sources = [[MinedNeighbours(start=0)], [MemoryBank(count=8)]]
+    for source, corrections in zip(sources, ([], [SamplingCorrection()]), strict=True):
+        method, data = method_of(name, stages=[*source, Spy(), *corrections]), data_of(pictures)
+        trainer_of(max_steps=3).fit(method, datamodule=data)
+        views = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+        before = len(seen)
+        trainer_of().validate(method, dataloaders=as_loader(views), verbose=False)  # the very indices of pretraining
+        checked = [(negatives, treated) for training, negatives, treated in seen[before:] if not training]
+        assert checked
+        for negatives, treated in checked:
+            assert (negatives.query_id < -1).all()
+            own = negatives.query_id[:, None] == negatives.key_id
+            assert (negatives.log_weight.isneginf() == own).all()  # own views alone are left out, no key of the queue
+            assert own.any() == (name == "SimCLR")
+            assert torch.equal(treated.kept, negatives.kept)  # no label is looked up
+
+
+@pytest.mark.parametrize("name", ["MoCo", "SimCLR"])
 def test_sanity_steps_before_training_do_not_change_it(pictures, name):
     def fit(sanity):
         method, data = method_of(name, stages=measuring()), data_of(pictures)

@@ -47,6 +47,13 @@ def folder(tmp_path_factory):
     return root
 
 
+PRINTED = (
+    ("loss #", "epoch/loss", 1, 3), ("accuracy # %", "epoch/accuracy", 100, 1), ("kNN # %", "knn/top1", 100, 1),
+    ("probe # %", "probe/accuracy", 100, 1), ("queue # %", "epoch/queue_fill", 100, 0),
+    ("own # %", "epoch/own", 100, 0), ("same class # %", "epoch/same_class", 100, 1),
+)  # fmt: skip
+
+
 def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_path, folder, capsys):
     from contrastneg.report.curves import CURVES
 
@@ -69,9 +76,17 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     assert [row["train/loss"] != "" for row in rows].count(True) == 6
     assert rows[-1]["knn/top1"] != ""
     drawn = {name for curve in CURVES for name in curve.columns}
-    assert drawn - set((out / "metrics.csv").read_text().splitlines()[0].split(",")) <= {"train/momentum"}
+    assert drawn <= set((out / "metrics.csv").read_text().splitlines()[0].split(","))
     printed = capsys.readouterr().out
-    assert "24 usable of 24 pictures found" in printed
+    for line, row in zip(
+        re.findall("epoch   [12]/2 .*", printed), [row for row in rows if row["epoch/loss"]], strict=True
+    ):
+        for text, column, scale, digits in PRINTED:
+            number = re.search(text.replace("#", r"(\S+)"), line)
+            assert (number is None) == (row[column] == ""), (text, line)
+            if number is not None:
+                assert float(number[1]) == pytest.approx(scale * float(row[column]), abs=0.51 * 10**-digits)
+    assert "to pretrain on: 24 usable of 24 pictures found" in printed
     assert "drawn anew, fill no batch" not in printed
     assert "epoch   2/2" in printed
     assert printed.count("accuracy: queries whose positive is more similar than every candidate") == 1
@@ -127,6 +142,12 @@ def test_an_unlabelled_folder_trains_and_says_that_it_is_not_scored(tmp_path, ca
     assert run(tmp_path / "flat", *SMALL, "--epochs", 1, "--run", tmp_path / "run") == 0
     assert "no labels: the encoder is not scored" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "run/summary.json").read_text())["table"] == []
+    with np.load(tmp_path / "run/pictures.npz") as pictures:
+        assert pictures["view1"].shape == (12, 3, 16, 16)
+        assert pictures["neighbour"].shape == (12, 6, 3, 16, 16)
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("<img ") == 2 * 12 + 12 * 7
+    assert "the nearest of 19 others" in page
 
 
 def test_an_unlabelled_folder_is_scored_on_another_labelled_set(tmp_path, folder, capsys):
@@ -416,6 +437,9 @@ def test_two_cpu_processes_train_one_model_and_leave_one_run(tmp_path):
     process = start(*arguments, "--run", out, stdout=subprocess.PIPE)
     printed, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
+    lines = [line for line in printed.splitlines() if line.strip("│ ")]
+    assert sorted(set(lines)) == sorted(lines)  # nothing is printed twice
+    assert errors == ""
     assert printed.count("epoch   1/2") == 1
     assert "2 x cpu" in printed
     assert "batch_norm sync needs several GPUs" in " ".join(printed.replace("│", " ").split())
@@ -435,6 +459,13 @@ def test_two_processes_of_torchrun_share_one_run_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert len(metrics_of(out)) == 4  # three steps and the epoch, written once
     assert json.loads((out / "summary.json").read_text())["method"] == "MoCo"
+
+
+@pytest.mark.parametrize(("place", "lines"), [("0", 1), ("1", 0)])
+def test_what_all_processes_of_a_launch_refuse_is_said_by_the_first_of_the_machine(monkeypatch, capsys, place, lines):
+    monkeypatch.setenv("LOCAL_RANK", place)
+    assert run("shapes", "--method.temperature", -1) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_torchrun_ends_with_one_line_and_status_2_where_the_run_folder_is_in_use(tmp_path):
@@ -473,6 +504,7 @@ def test_two_processes_stopped_within_an_epoch_and_resumed_report_what_unbroken_
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 143, errors
+    assert errors.count("stopped by SIGTERM; saved") == errors.count("continue with: ") == 1
     state = torch.load(broken / "checkpoints" / "interrupted.ckpt", weights_only=True)
     assert 0 < state["global_step"] < 38
     process = start("--resume", broken)

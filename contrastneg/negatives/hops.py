@@ -66,6 +66,10 @@ class HopMix(StageWithState):
         check_range(self, "largest", least=0, most=1)
         self.register_buffer("hops", torch.zeros(0, 0, 0))
 
+    def first_epoch(self, epochs: float) -> float:
+        """The first search, where there are hops to search for."""
+        return self.start if self.depth else 0.0
+
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
         """Build the graph of nearest images and average over it, if it is time."""
         if self.depth and due(clock, self.start, self.every):

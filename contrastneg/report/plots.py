@@ -167,7 +167,8 @@ def draw(
         return None
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points] + [level.value for level in levels]
-    y_ticks = nice_ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
+    low, high = (min(0.0, *ys), max(ys) or 1.0) if from_zero else (min(ys), max(ys))
+    y_ticks = nice_ticks(low, high)
     x_ticks = nice_ticks(0.0, max(xs) or 1.0)
     x_end = max(xs) or 1.0
     y_span = y_ticks[-1] - y_ticks[0]

@@ -49,10 +49,12 @@ def test_an_encoder_that_is_not_better_than_before_is_told_on(data):
     rows, notes, said = scored(settings(), Blind(), Known(), data)
     assert [row["features"] for row in rows] == ["pretrained encoder", "untrained encoder", "raw pixels"]
     assert rows[0]["knn_top1"] < rows[1]["knn_top1"]
-    assert any("the pretrained encoder is not better than the untrained one" in note for note in notes)
+    told = "the pretrained encoder is not better than the untrained encoder (kNN {:.1f} against {:.1f} %, linear"
+    assert any(note.startswith(told.format(rows[0]["knn_top1"], rows[1]["knn_top1"])) for note in notes)
     assert [line.split(":")[0] for line in said] == [f"scoring the {row['features']}" for row in rows]
     _, notes, _ = scored(settings(), Known(), Blind(), data)
-    assert not any("not better" in note for note in notes)
+    assert not any("not better than the untrained" in note for note in notes)
+    assert any("not better than raw pixels (kNN 100.0 against 100.0 %" in note for note in notes)
 
 
 def test_every_figure_of_a_score_reaches_its_row_and_the_tables_head(data):
@@ -77,7 +79,7 @@ def test_every_figure_of_a_score_reaches_its_row_and_the_tables_head(data):
 def test_weights_that_were_published_are_not_called_untrained(data):
     rows, notes, _ = scored(settings(pretrained=True), Blind(), Known(), data)
     assert rows[1]["features"] == "published weights"
-    assert any("not better than the weights it started from" in note for note in notes)
+    assert any("not better than the published weights (" in note for note in notes)
 
 
 def test_images_that_break_are_left_out_counted_and_never_shown(tmp_path):
@@ -230,3 +232,24 @@ def test_features_that_are_not_finite_are_told_beside_the_scores(data):
 
     _, notes, _ = scored(settings(), Broken(), Known(), data)
     assert any("features of the queries are not finite: they count as wrong" in note for note in notes)
+
+
+def test_without_labels_some_images_are_shown_with_their_nearest_others(monkeypatch):
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.shapes import shapes
+    from contrastneg.data.views import Views
+    from contrastneg.evaluate import final
+
+    monkeypatch.setattr(final, "MOST_SEARCHED", 30)
+    data = PretrainData(shapes("train").subset(torch.arange(60)), Views(size=16), batch_size=8)
+    shown = final.pictures_without_labels(Known(), data, torch.device("cpu"), torch.float32, seed=0).arrays
+    assert shown["view1"].shape == shown["view2"].shape == (12, 3, 16, 16)
+    assert shown["neighbour"].shape == (12, 6, 3, 16, 16)
+    assert shown["searched"] == 30 + 12 - 1
+    assert "query_label" not in shown
+    query, near = shown["neighbour_query"], shown["neighbour"]
+    assert all((near[i] != query[i]).any(axis=(1, 2, 3)).all() for i in range(12))  # nobody is its own neighbour
+    assert (shown["neighbour_similarity"][:, :-1] >= shown["neighbour_similarity"][:, 1:]).all()
+    few = PretrainData(shapes("train").subset(torch.arange(4)), Views(size=16), batch_size=2)
+    shown = final.pictures_without_labels(Known(), few, torch.device("cpu"), torch.float32, seed=0).arrays
+    assert shown["neighbour"].shape == (4, 3, 3, 16, 16)

@@ -152,13 +152,39 @@ def test_a_top_5_score_and_the_neighbours_that_voted_are_shown_where_they_are_re
     assert "18 or 20 nearest" in page
 
 
-def test_a_run_that_beats_no_baseline_says_so(run: Path) -> None:
-    assert "did not help" not in page_of(run)
+def test_a_run_that_is_not_better_by_either_score_says_so_once_and_as_the_run_did(run: Path) -> None:
+    from contrastneg.report.records import shortfall
+
+    assert "is not better than" not in page_of(run)
     summary = json.loads((run / "summary.json").read_text())
-    summary["table"][0]["knn_top1"] = 36.0
+    summary["table"][0]["linear_top1"] = 41.0
+    summary["notes"] += [shortfall(summary["table"])] * 2 + ["one", "one"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "did not help" in page_of(run)
-    assert "pretrained is 0.1 points lower" in page_of(run)
+    page = page_of(run)
+    assert (
+        page.count(
+            "The pretrained encoder is not better than the untrained encoder (linear 41.0 against 41.0 %): train"
+        )
+        == 1
+    )
+    assert page.count("is not better than") == 1
+    assert page.count("<li>one</li>") == 1
+
+
+def test_pictures_without_labels_are_shown_without_classes(run: Path) -> None:
+    with np.load(run / "pictures.npz") as file:
+        arrays = {
+            name: file[name] for name in ("view1", "view2", "neighbour_query", "neighbour", "neighbour_similarity")
+        }
+    np.savez_compressed(run / "pictures.npz", **arrays, searched=np.array(999))
+    elements = Elements(page_of(run))
+    assert len(elements.all("img")) == 2 * 12 + 12 * 7
+    texts = [str(image["alt"]) for image in elements.all("img")]
+    assert "neighbour 2 of image 1, similarity 0.98" in texts
+    assert "the nearest of 999 others" in " ".join(elements.text.split())
+    section = elements.text.partition("Nearest neighbours")[2].partition("Notes")[0]
+    assert not any(word in section + " ".join(texts) for word in ("no label", "class unknown", "test image", "✓"))
+    assert not any("sign" in str(span.get("class")) for span in elements.all("span"))
 
 
 def test_everything_from_the_records_is_escaped(run: Path) -> None:
