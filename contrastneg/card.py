@@ -13,6 +13,7 @@ from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
 from contrastneg.stepping import effective_rate
+from contrastneg.wording import count_of
 
 
 class StartCard(Callback):
@@ -88,11 +89,6 @@ def device_line(device: Device) -> str:
     count = f"{device.nodes} x {device.devices}" if device.nodes > 1 else str(device.devices)
     threads = f", {count_of(torch.get_num_threads(), 'thread')}" if device.accelerator == "cpu" else ""
     return f"{count} x {device.accelerator}, {device.precision}{threads}"
-
-
-def count_of(number: int, thing: str) -> str:
-    """A number with its noun in the singular or plural."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:

@@ -206,13 +206,16 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
         "check",
         "Say what a data address holds: pictures, sizes, classes and splits, and what cannot be read and why. Exit status "
         "1 where a picture cannot be read.",
-        "DATA [--root DIR] [--unlabelled]",
+        "DATA [--root DIR] [--unlabelled] [--all]",
     )
     add_positional(parser, "data", str, "Address of the images.")
     parser.add_argument(
         "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
     )
     parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
+    parser.add_argument(
+        "--all", action="store_true", help="Name every picture that cannot be read, not only the first ten."
+    )
     return parse_simple(parser, arguments)
 
 

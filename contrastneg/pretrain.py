@@ -32,7 +32,7 @@ from contrastneg.card import StartCard, oracle_notes, queue_notes
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import OpenedData, open_data
+from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,
@@ -132,6 +132,8 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     method.pipeline.begin(data)
     if checkpoint is None and distributed.is_first_process():
         write_run_folder(folder, config)
+        if opened.bad:
+            write_text(folder / BAD_IMAGES, "".join(f"{name}: {why}\n" for name, why in opened.bad))
 
     progress = RunProgress(output, config.progress)
     knn = OnlineKnn(config.knn_every, k=config.knn_k, temperature=config.knn_temperature) if data.scored else None

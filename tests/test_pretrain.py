@@ -157,6 +157,8 @@ def test_bad_images_stop_the_run_by_name_or_are_left_out_and_listed(tmp_path, ca
     notes = " ".join(json.loads((tmp_path / "run/summary.json").read_text())["notes"])
     assert "empty.jpg" in notes
     assert "page.jpg" in notes
+    listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
+    assert [line.rpartition("/")[2].partition(":")[0] for line in listed] == ["empty.jpg", "page.jpg"]
 
 
 def test_a_grey_encoder_trains_on_grey_images(tmp_path, folder):
