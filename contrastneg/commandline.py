@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from contrastneg import negatives, objectives, schedules
 from contrastneg.config import Pretrain
+from contrastneg.data import batches
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import add_positional, parser_of_verb
 from contrastneg.methods import MoCo, SimCLR
@@ -79,7 +80,8 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     try:
         if not names_method(arguments):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
-        arguments = class_first("--method.loss", class_first("--method", arguments))
+        for option in ("--batches", "--method", "--method.loss"):
+            arguments = class_first(option, arguments)
         parsed = parser.parse_args(list(arguments))
         if parsed.views.size == 0:
             parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
@@ -177,10 +179,10 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
 
 
 def class_names(setting: str) -> list[str]:
-    """Names of the classes that may stand for a setting: methods, losses, stages or, for any number, schedules."""
+    """Names of the classes that may stand for a setting: methods, batches, losses, stages or, for any number, schedules."""
     if setting == "method":
         return list(METHODS)
-    home = {"loss": objectives, "stages": negatives}.get(setting, schedules)
+    home = {"batches": batches, "loss": objectives, "stages": negatives}.get(setting, schedules)
     return [name for name in home.__all__ if is_setting(getattr(home, name))]
 
 
@@ -188,7 +190,7 @@ def is_setting(thing: Any) -> bool:
     """Whether a public name is a class that a YAML file may name: a concrete loss, stage or schedule."""
     return (
         inspect.isclass(thing)
-        and issubclass(thing, (objectives.Objective, negatives.Stage, schedules.Schedule))
+        and issubclass(thing, (batches.Batches, objectives.Objective, negatives.Stage, schedules.Schedule))
         and not inspect.isabstract(thing)
     )
 
@@ -196,7 +198,7 @@ def is_setting(thing: Any) -> bool:
 def class_named(path: str) -> type | None:
     """The class behind a name in a parser's message."""
     name = path.rpartition(".")[2]
-    homes = (objectives, negatives, schedules)
+    homes = (batches, objectives, negatives, schedules)
     return METHODS.get(name) or next((getattr(module, name) for module in homes if hasattr(module, name)), None)
 
 

@@ -5,6 +5,7 @@ the report. A run that cannot work stops before anything is written.
 """
 
 import copy
+import functools
 import importlib.util
 import inspect
 import json
@@ -59,6 +60,7 @@ from contrastneg.runfolder import (
     write_json,
     write_text,
 )
+from contrastneg.stepping import all_embeddings
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
 
@@ -128,7 +130,9 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         drop_last=config.drop_last,
         channels_last=config.channels_last,
         skip_bad_images=config.on_bad_image == "skip",
+        batches=config.batches,
     )
+    data.embed = functools.partial(all_embeddings, method, getattr(method, "key_encoder", method.encoder))
     method.pipeline.begin(data)
     if checkpoint is None and distributed.is_first_process():
         write_run_folder(folder, config)
