@@ -26,16 +26,21 @@ def verb(name: str, line: str) -> Callable[[Callable[[list[str]], int]], Callabl
 def run_pretrain(arguments: list[str]) -> int:
     """``pretrain [DATA] [--config FILE] [--NAME VALUE ...]`` or ``pretrain --resume RUN``."""
     from contrastneg.commandline import parse_pretrain
+    from contrastneg.distributed import is_first_process
+    from contrastneg.divergence import Diverged
     from contrastneg.pretrain import pretrain
-    from contrastneg.runfolder import Interrupted
+    from contrastneg.signals import Interrupted, ignore_signals
 
     config, resume = parse_pretrain(arguments)
     try:
         pretrain(config, resume=resume)
-    except Interrupted as stop:
-        folder = stop.checkpoint.parent.parent
-        print(f"{stop}\ncontinue with: contrastneg pretrain --resume {folder}", file=sys.stderr)
+    except Interrupted as stop:  # it has said so itself
+        ignore_signals()
         return 128 + stop.signum
+    except Diverged as stop:
+        if is_first_process():
+            print(f"contrastneg: {stop}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -69,6 +74,19 @@ def run_report(arguments: list[str]) -> int:
     from contrastneg.report.page import write_report
 
     print(write_report(parse_report(arguments)))
+    return 0
+
+
+@verb("catalogue", "list the methods of negative sampling: what each is here, its cost, its recipe")
+def run_catalogue(arguments: list[str]) -> int:
+    """``catalogue [WORD] [--kind KIND] [--format FORMAT]``."""
+    from rich.console import Console
+
+    from contrastneg.commandline import parse_catalogue
+    from contrastneg.listing import show
+
+    options = parse_catalogue(arguments)
+    show(options.word, options.kind, options.format, Console())
     return 0
 
 
@@ -106,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return refuse(str(error))
     except KeyboardInterrupt:
+        print("contrastneg: stopped by SIGINT", file=sys.stderr)
         return 130
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from contrastneg import negatives, objectives, schedules
+from contrastneg.catalogue import KINDS
+from contrastneg.checks import refusal
 from contrastneg.config import Pretrain
 from contrastneg.data import batches
 from contrastneg.data.sources import UnreadableImage, open_source
@@ -134,7 +136,10 @@ def natural_size(parsed: Namespace) -> int:
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
     """Settings as objects."""
     torch.manual_seed(derive_seed(parsed.seed, "weights"))
-    objects = parser.instantiate(parsed)
+    try:
+        objects = parser.instantiate(parsed)
+    except ValueError as error:
+        raise refusal(error, parsed.as_dict()) from error
     return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
 
 
@@ -229,6 +234,20 @@ def parse_report(arguments: Sequence[str]) -> Path:
     if not (run / "config.yaml").exists():
         raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
     return run
+
+
+def parse_catalogue(arguments: Sequence[str]) -> Namespace:
+    """Options of ``contrastneg catalogue``."""
+    parser = parser_of_verb(
+        "catalogue",
+        "List every heading of the survey of negative sampling, and every stage and loss: what it is here, what it costs and "
+        "needs, and the recipe that runs it.",
+        "[WORD] [--kind KIND] [--format FORMAT]",
+    )
+    parser.add_argument("--word", default="", help="Show only entries that hold it; may stand first, without --word.")
+    parser.add_argument("--kind", type=Literal[KINDS], help="Show only entries with a class of this kind.")
+    parser.add_argument("--format", type=Literal["table", "md", "json"], default="table", help="What is printed.")
+    return parse_simple(parser, positional("word", arguments))
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

@@ -1,6 +1,7 @@
 """From queries, positives and candidates to one loss per query: the heart of every method."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeGuard
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from contrastneg.logsumexp import own_pairs
 from contrastneg.negatives import Clock, Negatives, Record, Stage, run_stages
+from contrastneg.negatives.mixes import HardestStage
 from contrastneg.objectives import InfoNCE, Objective, SumObjective, ignore
-from contrastneg.sums import KeySums
+from contrastneg.sums import KeySums, MixedSums
 
 
 def unit(embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -35,8 +37,9 @@ def contrast(
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
     """Loss of each query against its positive and the keys of other images, through the stages.
 
-    Keys without gradient, no stages and a loss that is algebra on sums take passes over the keys that never hold the
-    (B, K) table; otherwise the table is built, edited by each stage in turn and scored.
+    Keys without gradient, a loss that is algebra on sums and no stage, or one alone that needs no more than each query's
+    hardest keys, take passes over the keys that never hold the (B, K) table; otherwise the table is built, edited by each
+    stage in turn and scored.
 
     Args:
         query: Unit-norm queries.
@@ -54,8 +57,10 @@ def contrast(
     Returns:
         Loss per query; whether its positive is more similar than every candidate; whether it had a candidate.
     """
-    if needs_no_table(objective, stages) and not keys.requires_grad:
-        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id))
+    if needs_no_table(objective, stages, record) and not keys.requires_grad:
+        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id), image_id)
+        if len(keys) and len(stages) == 1 and isinstance(stages[0], HardestStage):
+            sums = MixedSums(sums, stages[0], temperature, replace(clock, stage=0))
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
         return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
@@ -67,6 +72,12 @@ def contrast(
     return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
 
 
-def needs_no_table(objective: Objective, stages: Sequence[Stage]) -> TypeGuard[SumObjective]:
-    """Whether a loss can be had from the keys alone; then nothing of them is kept for the backward pass."""
-    return isinstance(objective, SumObjective) and not stages
+def needs_no_table(
+    objective: Objective, stages: Sequence[Stage], record: Record | None = None
+) -> TypeGuard[SumObjective]:
+    """Whether a loss can be had from the keys alone; then nothing of them is kept for the backward pass.
+
+    A record of what a stage did to the table needs the table.
+    """
+    alone = len(stages) == 1 and isinstance(stages[0], HardestStage) and record is None
+    return isinstance(objective, SumObjective) and (not stages or alone)

@@ -1,6 +1,7 @@
 """What each stage and each loss costs in a step over a queue, beside the loss without stages and beside its limit.
 
-A step is the table, the stage, the loss and the backward pass, at 256 queries of width 128. Times are medians of ratios
+A step is the table, the stage, the loss and the backward pass, at 256 queries of width 128; MoCHi's is a method's own step,
+which needs no table. Times are medians of ratios
 in alternating rounds of this process, memory is the most that a step holds at once beyond what was held before. The limit
 is the two matrix products (similarities, and their gradient) that no way of computing it can do without. Where there is a
 plain way to write the same, it stands beside it.
@@ -15,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +28,10 @@ from torch import Tensor
 
 from contrastneg import losses, negatives
 from contrastneg.allocator import keep_freed_memory
+from contrastneg.contrast import contrast
 from contrastneg.logsumexp import one_pass_logsumexp
 from contrastneg.negatives import Clock, Facts, Negatives, Stage
-from contrastneg.negatives.mixes import Pool
+from contrastneg.negatives.mixes import HardestStage, Pool
 
 CLOCK = Clock(step=50, total_steps=100, epoch=50.0, seed=0)
 SETTINGS = {"class_prior": 0.1}  # of losses, where there is no default
@@ -67,6 +70,12 @@ class Queue:
         table = table if stage is None else stage(table, CLOCK)
         similar = table.positive_similarity
         loss(similar, table.similarity, table.log_weight, temperature=TEMPERATURE, **settings).mean().backward()
+
+    def contrast(self, stage: Stage) -> None:
+        """A step as a method takes it: the table is made only if the stage needs it."""
+        self.query.grad = None
+        keys = (self.query_id, self.keys, self.key_id)
+        contrast(self.query, self.positive, *keys, [stage], TEMPERATURE, CLOCK)[0].mean().backward()
 
     def cross_entropy(self, *made: Tensor) -> None:
         """Concatenate all logits and take the cross-entropy with target 0; made points are (B, s, D)."""
@@ -127,12 +136,14 @@ class Row:
     naive_memory: float | None
 
 
-def stages(queue: Queue) -> Iterator[tuple[str, Stage]]:
-    """Every stage of the package that its defaults can build, with what it asks for told."""
+def stages(queue: Queue, only: list[str]) -> Iterator[tuple[str, Stage]]:
+    """Every stage of the package, or only some, that its defaults can build, with what it asks for told."""
     images = QUERIES + queue.size
     facts = Facts(images=images, dim=DIM, labels=torch.arange(images) % 100)
     for name in negatives.__all__:
         kind = getattr(negatives, name)
+        if only and name not in only:
+            continue
         if not (inspect.isclass(kind) and issubclass(kind, Stage)) or inspect.isabstract(kind):
             continue
         try:
@@ -173,7 +184,9 @@ def compare(queue: Queue, rounds: int, only: list[str]) -> None:
     lines: list[tuple[str, Callable[[], object]]] = [("no stage, no table", queue.plain)]
     lines += [(name, lambda f=f, s=s: queue.step(None, f, **s)) for name, f, s in row_losses()]
     if not only or set(only) & set(negatives.__all__):
-        lines += [(name, lambda stage=stage: queue.step(stage)) for name, stage in stages(queue)]
+        for name, stage in stages(queue, only):
+            step = queue.contrast if isinstance(stage, HardestStage) else queue.step
+            lines.append((name, partial(step, stage)))
     title = f"{queue.size} keys, {torch.get_num_threads()} threads, torch {torch.__version__}"
     shown = Table("step with", "ms", "/ plain", "/ limit", "MiB", "naive / ours", "naive MiB", title=title)
     for name, work in lines:
@@ -186,48 +199,60 @@ def compare(queue: Queue, rounds: int, only: list[str]) -> None:
 
 
 def mixing_errors(queue: Queue) -> tuple[float, float]:
-    """Largest difference of MoCHi's similarities, and of their gradient, from those of the same mixes made in float64."""
-    table = queue.table()
-    grown = negatives.MoCHi()(table, CLOCK).similarity[:, queue.size :]
-    weight = torch.rand(grown.shape, generator=torch.Generator().manual_seed(7)) / grown.shape[1]
-    (found,) = torch.autograd.grad((grown * weight).sum(), queue.query)
-    pool, draws = Pool.of(table, POOL), CLOCK.generator("MoCHi")
-    (x, y), a = pool.draw(PAIRS, 2, (0.0, 1.0), draws)
-    (z,), b = pool.draw(SINGLES, 1, (0.0, 0.5), draws)
-    worst = gradient = 0.0
-    for row in range(QUERIES):
-        query = queue.query[row].detach().double()
-        key = [queue.keys[pool.column[row, rank[row]]].double() for rank in (x, y, z)]
+    """Largest relative error of a MoCHi step's losses, and of its gradient, against the same mixes made in float64."""
+    (x, y), a, (z,), b, pool = drawn_by_mochi(queue)
+    keys = (queue.query_id, queue.keys, queue.key_id)
+    loss = contrast(queue.query, queue.positive, *keys, [negatives.MoCHi()], TEMPERATURE, CLOCK)[0]
+    (found,) = torch.autograd.grad(loss.sum(), queue.query)
+    wide, worst, gradient = queue.keys.double(), 0.0, 0.0
+    for row in range(0, QUERIES, 16):
+        query = queue.query[row].detach().double().requires_grad_()
+        first, second, third = (wide[pool.column[row, rank[row]]] for rank in (x, y, z))
         share, own = a[row, :, None].double(), b[row, :, None].double()
-        pairs, singles = share * key[0] + (1 - share) * key[1], own * query + (1 - own) * key[2]
-        points = F.normalize(torch.cat([pairs, singles]), dim=1)
-        worst = max(worst, (points @ query - grown[row].detach()).abs().max().item())
-        gradient = max(gradient, (weight[row].double() @ points - found[row]).abs().max().item())
+        mixes = torch.cat([share * first + (1 - share) * second, own * query.detach() + (1 - own) * third])
+        points = torch.cat([queue.positive[row, None].double(), wide, F.normalize(mixes, dim=1)])
+        logits = points @ query / TEMPERATURE
+        exact = logits.logsumexp(0) - logits[0]
+        (truth,) = torch.autograd.grad(exact, query)
+        worst = max(worst, ((loss[row] - exact).abs() / exact).item())
+        gradient = max(gradient, ((found[row] - truth).norm() / truth.norm()).item())
     return worst, gradient
 
 
-def mochi_figures(queue: Queue, rounds: int) -> list[Figure]:
-    """MoCHi beside gather-mix-normalise: the whole step, and what mixing adds to a step with a table."""
-    mochi = negatives.MoCHi()
+def drawn_by_mochi(queue: Queue) -> tuple[Tensor, Tensor, Tensor, Tensor, Pool]:
+    """The ranks and coefficients that MoCHi draws with its defaults, and the pool they are ranks in."""
+    pool, draws = Pool.of(queue.table(), POOL), CLOCK.generator("MoCHi")
+    pairs, a = pool.draw(PAIRS, 2, (0.0, 1.0), draws)
+    singles, b = pool.draw(SINGLES, 1, (0.0, 0.5), draws)
+    return pairs, a, singles, b, pool
 
-    def ours() -> None:
-        queue.step(mochi)
 
-    def table() -> None:
-        queue.step(None)
+def mochi_speeds(queue: Queue, rounds: int, allocator: str) -> list[Figure]:
+    """Time of gather-mix-normalise over MoCHi's: the whole step, and what mixing adds to each one's step without."""
+    ours = partial(queue.contrast, negatives.MoCHi())
+    works = (queue.gather_mix_normalise, ours, queue.cross_entropy, queue.plain)
+    times = [tuple(seconds(work) for work in works) for _ in range(rounds + 1)][1:]
+    whole = statistics.median(naive / own for naive, own, _, _ in times)
+    added = statistics.median((naive - without) / max(own - plain, 1e-9) for naive, own, without, plain in times)
+    return [
+        Figure(f"gather-mix-normalise / MoCHi, time of the step, {allocator}", whole, "x", 5.0, at_most=False),
+        Figure(f"gather-mix-normalise / MoCHi, time of the mixing alone, {allocator}", added, "x", 5.0, at_most=False),
+    ]
 
-    times = [(seconds(queue.gather_mix_normalise), seconds(ours), seconds(table)) for _ in range(rounds + 1)][1:]
-    added = statistics.median((naive - base) / max(own - base, 1e-9) for naive, own, base in times)
-    whole = statistics.median(naive / own for naive, own, _ in times)
-    naive, own, base = (extra_memory(work) for work in (queue.gather_mix_normalise, ours, table))
+
+def mochi_figures(queue: Queue) -> list[Figure]:
+    """Memory of a MoCHi step beside gather-mix-normalise, and its errors."""
+    ours = partial(queue.contrast, negatives.MoCHi())
+    works = (queue.gather_mix_normalise, ours, queue.cross_entropy, queue.plain)
+    naive, own, without, plain = (extra_memory(work) for work in works)
     value, gradient = mixing_errors(queue)
     return [
-        Figure("gather-mix-normalise / MoCHi, time of the step", whole, "x", 5.0, at_most=False),
-        Figure("gather-mix-normalise / MoCHi, time of the mixing alone", added, "x", 5.0, at_most=False),
-        Figure("MoCHi / gather-mix-normalise, memory of the step", own / naive, "x", 0.15),
-        Figure("MoCHi / gather-mix-normalise, memory of the mixing alone", (own - base) / (naive - base), "x", 0.15),
-        Figure("largest error of a mix's similarity", value, "", 1e-5),
-        Figure("largest error of its gradient", gradient, "", 1e-5),
+        Figure(f"MoCHi / gather-mix-normalise ({naive:.0f} MiB), memory of the step", own / naive, "x", 0.15),
+        Figure(
+            "MoCHi / gather-mix-normalise, memory of the mixing alone", (own - plain) / (naive - without), "x", 0.15
+        ),
+        Figure("largest relative error of a MoCHi loss", value, "", 1e-5),
+        Figure("largest relative error of its gradient", gradient, "", 1e-5),
     ]
 
 
@@ -239,14 +264,18 @@ def main() -> int:
     parser.add_argument("--keys", nargs="*", type=int, default=[4096, 65536], metavar="K", help="sizes of the queue")
     parser.add_argument("--default-allocator", action="store_true", help="leave glibc as it is")
     options = parser.parse_args()
+    rounds = 3 if options.quick else 15
+    with_mochi = not options.only or "MoCHi" in options.only
+    figures = []
+    if with_mochi:  # first, because the allocator's setting cannot be taken back
+        figures += mochi_speeds(Queue(max(options.keys)), rounds, "default allocator")
     if not options.default_allocator:
         keep_freed_memory()
-    rounds = 3 if options.quick else 15
+        if with_mochi:
+            figures += mochi_speeds(Queue(max(options.keys)), rounds, "allocator kept")
     for size in options.keys:
         compare(Queue(size), rounds, options.only)
-    if options.only and "MoCHi" not in options.only:
-        return 0
-    return show(mochi_figures(Queue(max(options.keys)), rounds))
+    return show([*figures, *mochi_figures(Queue(max(options.keys)))]) if with_mochi else 0
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class GraphWalkBatches(Batches):
         for name in ("restart", "restart_least"):
             if getattr(self, name) > 1:
                 raise ValueError(f"GraphWalkBatches.{name} is {getattr(self, name)}: give a probability")
-        self.graph = Graph(Edges(neighbours=self.neighbours), "GraphWalkBatches")
+        self.graph = Graph(Edges(neighbours=self.neighbours))
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "N D"]], seed: int, epoch: int) -> None:
         """Make the graph anew if it is time."""

@@ -64,24 +64,32 @@ def open_data(config: Pretrain) -> OpenedData:
     bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
     found, loading = training_set(full, config, scored_on_it=bank is full)
-    train, scanned = found.images, [found]
+    train, scanned = found.images, {"to pretrain on": found}
     if bank is full:
         bank = train
     elif bank is not None:
-        scanned.append(usable(bank, config, whole=loading == "memory"))
-        bank = scanned[-1].images
+        scanned["to learn scores from" if not must_part else "to score on"] = usable(
+            bank, config, whole=loading == "memory"
+        )
+        bank = [*scanned.values()][-1].images
     if queries is not None and not must_part:
-        scanned.append(usable(queries, config, whole=loading == "memory"))
-        queries = scanned[-1].images
+        scanned["to score on"] = usable(queries, config, whole=loading == "memory")
+        queries = scanned["to score on"].images
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
             f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "
             "all of them were pretrained on or may have been, so compare such scores with each other only"
         )
-    lines = [line for each in scanned for line in each.lines]
-    notes = list(dict.fromkeys([*(note for each in scanned for note in each.notes), *notes]))
-    return OpenedData(train, bank, queries, loading, lines, notes, [pair for each in scanned for pair in each.bad])
+    lines = [line for purpose, each in scanned.items() for line in under(purpose, each.lines)]
+    notes = list(dict.fromkeys([*(note for each in scanned.values() for note in each.notes), *notes]))
+    bad = [pair for each in scanned.values() for pair in each.bad]
+    return OpenedData(train, bank, queries, loading, lines, notes, bad)
+
+
+def under(purpose: str, lines: list[str]) -> list[str]:
+    """The lines of a set, the first one with what the set is for."""
+    return [f"{purpose}: {lines[0]}", *lines[1:]]
 
 
 def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
@@ -140,17 +148,18 @@ def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[
 
 def usable(source: ImageSet, config: Pretrain, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
-    title = f"{source.name} {source.split}"
     if source.pixels is not None:
-        return Usable(source, [f"{title}: {count_of(len(source), 'image')}"], [*source.notes], [], True)
+        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
     report = scan(source, config.on_bad_image, whole=whole and config.on_bad_image == "skip")
-    first, *further = report.lines()
     notes, kept = [*source.notes], source
     if report.bad:
         kept = source.subset(report.usable)
-        pictures = f"{count_of(len(report.bad), 'picture')} of {title} cannot be read and {'is' if len(report.bad) == 1 else 'are'}"
-        notes.append(f"{pictures} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}")
-    return Usable(kept, [f"{title}: {first}", *further], notes, report.bad, report.decoded)
+        pictures = f"{count_of(len(report.bad), 'picture')} of {source.name} {source.split}"
+        are = "is" if len(report.bad) == 1 else "are"
+        notes.append(
+            f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
+        )
+    return Usable(kept, report.lines(), notes, report.bad, report.decoded)
 
 
 def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:

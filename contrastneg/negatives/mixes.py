@@ -1,7 +1,9 @@
 """Cosines of a query with mixes of its hardest candidates, from closed forms: the mixes themselves are never made."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contrastneg.negatives.core import Negatives
+from contrastneg.negatives.core import Clock, Negatives, Stage
 
 # Numbers that are gathered or compared at once. On a CPU they should stay in the second-level cache, and below the size
 # from which glibc asks the kernel for every buffer anew; a GPU wants few, large launches.
@@ -48,7 +50,29 @@ class Pool:
         size = torch.full_like(negatives.query_id, count) if kept is None else kept.sum(dim=1).clamp(max=count)
         keys = negatives.keys.detach().to(table.dtype)
         column = hardest_columns(table, kept, count)
-        return cls(keys, column, size, _OfColumns.apply(negatives.query, keys, table, column), whole)
+        return cls.found(negatives.query, keys, column, size, table.gather(1, column), whole)
+
+    @classmethod
+    def found(
+        cls,
+        query: Float[Tensor, "B D"],
+        keys: Float[Tensor, "*per_query K D"],
+        column: Int64[Tensor, "B N"],
+        size: Int64[Tensor, " B"],
+        similarity: Float[Tensor, "B N"],
+        whole: bool,
+    ) -> "Pool":
+        """The pool of candidates that have been found already; their constant cosines get their gradient to the query.
+
+        Args:
+            query: The queries that receive the gradient.
+            keys: See :class:`Pool`.
+            column: See :class:`Pool`.
+            size: See :class:`Pool`.
+            similarity: Cosines as numbers, without gradient.
+            whole: See :class:`Pool`.
+        """
+        return cls(keys, column, size, _OfColumns.apply(query, keys, similarity, column), whole)
 
     @property
     def kept(self) -> Bool[Tensor, "B 1"] | None:
@@ -62,35 +86,68 @@ class Pool:
         return draw(self.size, count, partners, span, self.similarity.dtype, generator)
 
 
+class HardestStage(Stage):
+    """A stage that appends columns made of each query's hardest candidates alone; by itself it needs no table."""
+
+    @abstractmethod
+    def made(
+        self, query: Float[Tensor, "B D"], hardest: Callable[[int], Pool], clock: Clock
+    ) -> tuple[Float[Tensor, "B S"], Bool[Tensor, "B 1"] | None] | None:
+        """Cosines of the columns and which queries have them, as :meth:`Negatives.appended` takes them; None for none now.
+
+        Args:
+            query: Unit-norm queries, with gradient.
+            hardest: Gives the pool of the so many hardest candidates of each query; there is at least one key.
+            clock: Where the run stands.
+        """
+
+    def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
+        """The table with the columns appended."""
+        if negatives.n_keys == 0:
+            return negatives
+        columns = self.made(negatives.query, partial(Pool.of, negatives), clock)
+        return negatives if columns is None else negatives.appended(*columns)
+
+
 def hardest_columns(
     similarity: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"] | None, count: int
 ) -> Int64[Tensor, "B count"]:
-    """Columns of the ``count`` most similar kept candidates of each query, hardest first, removed ones last.
-
-    Exact in two steps: the ``count`` groups of columns with the largest maxima hold the ``count`` largest entries, so
-    only their members are compared. A few rows at a time.
+    """Columns of the ``count`` most similar kept candidates of each query, a few rows at a time.
 
     Args:
         similarity: The table.
-        kept: Candidates to choose from. None means all, and that the order does not matter, which saves sorting.
+        kept: Candidates to choose from, None means all. Where a query has fewer than ``count``, the removed come last.
         count: Columns per query, at most K.
     """
-    columns = similarity.shape[1]
-    grouped = columns - columns % GROUP
-    offsets = torch.arange(0, grouped, max(1, grouped // GROUP), device=similarity.device)
-    rest = torch.arange(grouped, columns, device=similarity.device)
-    ordered = kept is not None
-    found = []
-    for part in row_parts(similarity, columns, 4):
+    found = torch.empty(len(similarity), count, dtype=torch.long, device=similarity.device)
+    ordered = kept is not None and bool((kept.sum(dim=1) < count).any())
+    for part in row_parts(similarity, similarity.shape[1], 4):
         ranked = similarity[part] if kept is None else similarity[part].masked_fill(~kept[part], -torch.inf)
-        if grouped // GROUP <= 2 * count:  # too few groups for two steps to gain anything
-            found.append(ranked.topk(count, dim=1, sorted=ordered).indices)
-            continue
-        maxima = ranked[:, :grouped].unflatten(1, (GROUP, -1)).amax(dim=1)  # group g holds columns g, g + K/8, ...
-        groups = maxima.topk(count, dim=1, sorted=False).indices
-        members = torch.cat([(groups[:, None] + offsets[:, None]).flatten(1), rest.expand(len(ranked), -1)], dim=1)
-        found.append(members.gather(1, ranked.gather(1, members).topk(count, dim=1, sorted=ordered).indices))
-    return torch.cat(found) if found else torch.empty(0, count, dtype=torch.long, device=similarity.device)
+        found[part] = largest_columns(ranked, count, ordered)
+    return found
+
+
+def largest_columns(ranked: Float[Tensor, "B K"], count: int, ordered: bool) -> Int64[Tensor, "B count"]:
+    """Columns of the ``count`` largest entries of each row.
+
+    Exact in two steps: the ``count`` groups of columns with the largest maxima hold the ``count`` largest entries, so
+    only their members are compared.
+
+    Args:
+        ranked: The table, -inf where a candidate has been removed.
+        count: Columns per row, at most K.
+        ordered: Largest first; otherwise in any order, which saves sorting.
+    """
+    columns, per_group = ranked.shape[1], ranked.shape[1] // GROUP
+    if per_group <= 2 * count:  # too few groups for two steps to gain anything
+        return ranked.topk(count, dim=1, sorted=ordered).indices
+    rest = GROUP * per_group
+    grouped = ranked[:, :rest].unflatten(1, (GROUP, per_group))  # group g holds columns g, g + K/8, ...
+    group = grouped.amax(dim=1).topk(count, dim=1, sorted=False).indices
+    members = grouped.gather(2, group[:, None].expand(-1, GROUP, -1)).flatten(1)
+    found = torch.cat([members, ranked[:, rest:]], dim=1).topk(count, dim=1, sorted=ordered).indices
+    member = group.gather(1, found % count) + per_group * found.div(count, rounding_mode="floor")
+    return member if rest == columns else torch.where(found < GROUP * count, member, found - GROUP * count + rest)
 
 
 def draw(
@@ -152,10 +209,11 @@ def pair_norms(
 ) -> Float[Tensor, "B s"]:
     """Lengths of ``a`` of the key in the first column plus ``1 - a`` of that in the second, a few queries at a time."""
     norms = torch.empty_like(a)
+    everything = slice(0, len(a))
+    place = torch.stack([_flat(keys, everything, column) for column in (first, second)], dim=-1)
+    share = torch.stack([a, 1 - a], dim=-1)
     for part in row_parts(first, first.shape[1] * keys.shape[-1]):
-        place = torch.stack([_flat(keys, part, column[part]) for column in (first, second)], dim=-1)
-        share = torch.stack([a[part], 1 - a[part]], dim=-1)
-        mixes = _weighted_sums(keys, place.flatten(0, 1), share.flatten(0, 1))
+        mixes = _weighted_sums(keys, place[part].flatten(0, 1), share[part].flatten(0, 1))
         norms[part] = torch.linalg.vector_norm(mixes, dim=1).view_as(a[part])
     return norms
 
@@ -183,15 +241,15 @@ def row_parts(rows: Tensor, numbers_per_row: int, chunks: int = 1) -> Iterator[s
 
 
 class _OfColumns(torch.autograd.Function):
-    """Entries of the table with gradient to the query only, as a weighted sum of keys.
+    """Cosines with some columns, with gradient to the query only, as a weighted sum of keys.
 
     A gather from the table would give the same and fill a second (B, K) table for it, and reach keys that are trained.
     """
 
     @staticmethod
-    def forward(ctx, query, keys, table, column):
+    def forward(ctx, query, keys, similarity, column):
         ctx.save_for_backward(keys, column)
-        return table.gather(1, column)
+        return similarity.clone()
 
     @staticmethod
     @once_differentiable
@@ -207,11 +265,13 @@ def _weighted_sums(keys: Tensor, place: Tensor, weight: Tensor) -> Tensor:
     """
     if place.numel() == 0:
         return weight.new_zeros(len(place), keys.shape[-1])
-    return F.embedding_bag(place, keys.flatten(0, -2), per_sample_weights=weight.to(keys.dtype), mode="sum")
+    start = torch.arange(0, place.numel(), place.shape[1], dtype=place.dtype, device=place.device)
+    listed, share = keys.flatten(0, -2), weight.flatten().to(keys.dtype)
+    return F.embedding_bag(place.flatten(), listed, start, per_sample_weights=share, mode="sum")
 
 
 def _flat(keys: Tensor, part: slice, column: Tensor) -> Tensor:
-    """Columns of some rows as places in one list of all rows' keys."""
-    if keys.ndim == 2:
-        return column
-    return column + keys.shape[1] * torch.arange(part.start, part.stop, device=keys.device)[:, None]
+    """Columns of some rows as places in one list of all rows' keys; in 32 bits, if they do, the list is read faster."""
+    if keys.ndim == 3:
+        column = column + keys.shape[1] * torch.arange(part.start, part.stop, device=keys.device)[:, None]
+    return column.int() if keys.numel() <= torch.iinfo(torch.int32).max else column

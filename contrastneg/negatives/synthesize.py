@@ -1,17 +1,21 @@
 """Stages that append mixes of a query's hardest candidates, with each other, with the query or with its positive."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
-from contrastneg.negatives.mixes import Pool, pair_norms, pair_similarity, products, query_similarity
+from contrastneg.negatives.mixes import HardestStage, Pool, pair_norms, pair_similarity, products, query_similarity
 from contrastneg.schedules import Schedule, value
 
 
 @dataclass(frozen=True)
-class MoCHi(Stage):
+class MoCHi(HardestStage):
     r"""Append mixes of each query's hardest candidates (arXiv:2010.01028).
 
     With x, y drawn from the ``pool`` candidates most similar to the query q, with replacement,
@@ -23,11 +27,12 @@ class MoCHi(Stage):
     Mixes are constants, the q inside h' too: the gradient reaches the query through the similarity alone. They live for
     one step, count once each and are never queued. Removed candidates are not in the pool; a query with fewer than
     ``pool`` candidates mixes those it has, and one without any gets no mixes. Similarities come from closed forms, so
-    the mixes themselves are never made.
+    the mixes themselves are never made, and alone before a loss that is algebra on sums it needs no table.
     """
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     pool: int | Schedule = 1024
     """Candidates, hardest first, that mixes are made of (N in the paper). A number or a schedule."""
@@ -39,23 +44,28 @@ class MoCHi(Stage):
     """Epochs without mixes."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.pool, int) and self.pool < 1:
-            raise ValueError(f"MoCHi.pool is {self.pool}: mix at least 1 candidate")
-        check_not_negative(self, "pair_mixes", "query_mixes", "warmup_epochs")
+        check_range(self, "pool", least=1)
+        check_range(self, "pair_mixes", "query_mixes", "warmup_epochs", least=0)
 
-    def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
-        """The table with ``pair_mixes + query_mixes`` columns more."""
+    def first_epoch(self, epochs: float) -> float:
+        """The end of the warm-up."""
+        return self.warmup_epochs
+
+    def made(
+        self, query: Float[Tensor, "B D"], hardest: Callable[[int], Pool], clock: Clock
+    ) -> tuple[Float[Tensor, "B S"], Bool[Tensor, "B 1"] | None] | None:
+        """Cosines of ``pair_mixes + query_mixes`` mixes."""
         pairs, singles = (whole(n, clock) for n in (self.pair_mixes, self.query_mixes))
-        if clock.epoch < self.warmup_epochs or negatives.n_keys == 0 or pairs + singles == 0:
-            return negatives
-        pool = Pool.of(negatives, whole(self.pool, clock))
-        draws = clock.generator("MoCHi", negatives.similarity.device)
+        if clock.epoch < self.warmup_epochs or pairs + singles == 0:
+            return None
+        pool = hardest(whole(self.pool, clock))
+        draws = clock.generator("MoCHi", query.device)
         (x, y), a = pool.draw(pairs, 2, (0.0, 1.0), draws)
         norm = pair_norms(pool.keys, pool.column.gather(1, x), pool.column.gather(1, y), a)
         of_pairs = pair_similarity(pool.similarity.gather(1, x), pool.similarity.gather(1, y), norm, a)
         (x,), b = pool.draw(singles, 1, (0.0, 0.5), draws)
-        of_singles = query_similarity(negatives.query, pool.similarity.gather(1, x), b)
-        return negatives.appended(torch.cat([of_pairs, of_singles], dim=1), kept=pool.kept)
+        of_singles = query_similarity(query, pool.similarity.gather(1, x), b)
+        return torch.cat([of_pairs, of_singles], dim=1), pool.kept
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class PositiveMix(Stage):
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     pool: int | Schedule = 64
     """Candidates, hardest first, that are mixed. A number or a schedule."""
@@ -81,10 +92,9 @@ class PositiveMix(Stage):
     """Largest share of the positive, in [0, 1]. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.pool, int) and self.pool < 1:
-            raise ValueError(f"PositiveMix.pool is {self.pool}: mix at least 1 candidate")
-        check_not_negative(self, "count")
-        check_share(self, "largest")
+        check_range(self, "pool", least=1)
+        check_range(self, "count", least=0)
+        check_range(self, "largest", least=0, most=1)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``count`` columns more."""
@@ -104,19 +114,3 @@ class PositiveMix(Stage):
 def whole(setting: int | Schedule, clock: Clock) -> int:
     """A setting that counts something, at a point of the run: a whole number of at least 0."""
     return max(0, round(value(setting, clock.progress)))
-
-
-def check_not_negative(stage: Stage, *names: str) -> None:
-    """Refuse settings below 0; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number < 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give 0 or more")
-
-
-def check_share(stage: Stage, *names: str) -> None:
-    """Refuse settings outside [0, 1]; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and not 0 <= number <= 1:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number from 0 to 1")
