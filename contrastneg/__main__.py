@@ -50,7 +50,7 @@ def run_pretrain(arguments: list[str]) -> int:
 def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""
     from contrastneg.commandline import parse_check
-    from contrastneg.data.scan import scan
+    from contrastneg.data.scan import NAMED, scan
     from contrastneg.data.sources import NoSuchSplit, open_source
 
     options = parse_check(arguments)
@@ -62,7 +62,10 @@ def run_check(arguments: list[str]) -> int:
         print("one split only: no test images")
     reports = [scan(source, "skip") for source in sources]
     for source, report in zip(sources, reports, strict=True):
-        print(f"{source.split}:", *map(printable, report.lines()), sep="\n  ")
+        bad = report.bad_lines(None) if options.all else report.bad_lines()
+        print(f"{source.split}:", *map(printable, [*report.lines(), *report.notes, *bad]), sep="\n  ")
+    if not options.all and any(len(report.bad) > NAMED for report in reports):
+        print("--all names every picture that cannot be read")
     return 1 if any(report.bad for report in reports) else 0
 
 
@@ -114,7 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"
         return refuse(f"there is no verb {given[0]!r}: {hint}")
     try:
-        return VERBS[given[0]][0](given[1:])
+        status = VERBS[given[0]][0](given[1:])
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader went away, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at the end
+        return 141  # what a shell says of a process ended by SIGPIPE
     except ValueError as error:
         if os.environ.get("CONTRASTNEG_DEBUG"):
             raise

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace
 
 import contrastneg.methods  # noqa: F401 - whose classes are looked for
+from contrastneg.data.batches import Batches
 from contrastneg.negatives import Popularity, Stage
 from contrastneg.objectives import Objective
 from contrastneg.schedules import Schedule
@@ -19,6 +20,7 @@ NAMED_BY_CLASS: dict[type, str] = {
     pl.LightningModule: "a method",
     Objective: "a loss",
     Stage: "stages",
+    Batches: "an order of batches",
     Popularity: "a popularity",
     Schedule: "a schedule",
 }

@@ -19,6 +19,7 @@ from contrastneg.device import Device
 from contrastneg.doubts import doubts
 from contrastneg.negatives import Stage
 from contrastneg.stepping import effective_rate
+from contrastneg.wording import count_of
 
 
 class StartCard(Callback):
@@ -133,11 +134,6 @@ def device_line(device: Device) -> str:
     count = f"{device.nodes} x {device.devices}" if device.nodes > 1 else str(device.devices)
     threads = f", {count_of(torch.get_num_threads(), 'thread')}" if device.accelerator == "cpu" else ""
     return f"{count} x {device.accelerator}, {device.precision}{threads}"
-
-
-def count_of(number: int, thing: str) -> str:
-    """A number with its noun in the singular or plural."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:

@@ -89,7 +89,9 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     try:
         if not names_method(arguments, settings_files(arguments)):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
-        arguments = class_first("--method.loss", class_first("--method", stages_in_list(arguments)))
+        arguments = stages_in_list(arguments)
+        for option in ("--batches", "--method", "--method.loss"):
+            arguments = class_first(option, arguments)
         printing = [argument for argument in arguments if argument.startswith("--print_config")]
         arguments = [argument for argument in arguments if argument not in printing]
         parsed = parser.parse_args(arguments)
@@ -250,13 +252,16 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
         "check",
         "Say what a data address holds: pictures, sizes, classes and splits, and what cannot be read and why. Exit status "
         "1 where a picture cannot be read.",
-        "DATA [--root DIR] [--unlabelled]",
+        "DATA [--root DIR] [--unlabelled] [--all]",
     )
     add_positional(parser, "data", str, "Address of the images.")
     parser.add_argument(
         "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
     )
     parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
+    parser.add_argument(
+        "--all", action="store_true", help="Name every picture that cannot be read, not only the first ten."
+    )
     return parse_simple(parser, arguments)
 
 

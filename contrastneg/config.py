@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from contrastneg.data.batches import Batches, ShuffledBatches
 from contrastneg.data.views import Views
 
 HIDDEN_SETTINGS = ("class_name",)  # what a checkpoint says beside a method's arguments
@@ -49,6 +50,8 @@ class Pretrain:
     views: Views = Views()
     """Recipe of the two views."""
 
+    batches: Batches = ShuffledBatches()
+    """Which images share a batch: ShuffledBatches, or GraphWalkBatches of similar images, by class name."""
     epochs: int = 100
     """Passes over the images."""
     max_steps: int | None = None

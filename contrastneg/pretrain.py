@@ -5,6 +5,7 @@ the report. A run that cannot work stops before anything is written.
 """
 
 import copy
+import functools
 import importlib.util
 import inspect
 import json
@@ -32,7 +33,7 @@ from contrastneg.card import StartCard, late_stage_notes, oracle_notes, queue_no
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import OpenedData, open_data
+from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,
@@ -59,6 +60,7 @@ from contrastneg.runfolder import (
     write_json,
 )
 from contrastneg.signals import Signals
+from contrastneg.stepping import all_embeddings
 from contrastneg.writing import whole_file, write_text
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
@@ -133,10 +135,14 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         drop_last=config.drop_last,
         channels_last=config.channels_last,
         skip_bad_images=config.on_bad_image == "skip",
+        batches=config.batches,
     )
+    data.embed = functools.partial(all_embeddings, method, getattr(method, "key_encoder", method.encoder))
     method.pipeline.begin(data)
     if checkpoint is None and distributed.is_first_process():
         write_run_folder(folder, config)
+        if opened.bad:
+            write_text(folder / BAD_IMAGES, "".join(f"{name}: {why}\n" for name, why in opened.bad))
 
     progress = RunProgress(output, config.progress)
     knn = OnlineKnn(config.knn_every, k=config.knn_k, temperature=config.knn_temperature) if data.scored else None

@@ -77,17 +77,23 @@ def effective_rate(module: Any) -> EffectiveRate:
 
 def refresh_stages(module: Any, encoder: nn.Module) -> None:
     """Let the stages look at the embeddings of all images, which are computed at most once, and only if one asks."""
-    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-
-    @functools.cache
-    def embeddings() -> Float[Tensor, "T D"]:
-        rows, position = encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer))
-        image_id = data.sets["pretrain"].image_id
-        table = rows.new_full((int(image_id.max()) + 1, rows.shape[1]), torch.nan)
-        table[image_id[position]] = unit(rows)
-        return table
-
+    embeddings = functools.cache(lambda: all_embeddings(module, encoder))
     module.pipeline.refresh(embeddings, clock_of(module), module.trainer.current_epoch)
+
+
+def all_embeddings(module: Any, encoder: nn.Module) -> Float[Tensor, "T D"]:
+    """Unit embeddings of all pretraining images by stable index, the same on every rank; NaN where there is no image.
+
+    Args:
+        module: The method, in training.
+        encoder: Which of its encoders.
+    """
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+    rows, position = encode_set(encoder, data, "pretrain", module.device, encoder_dtype(module.trainer))
+    image_id = data.sets["pretrain"].image_id
+    table = rows.new_full((int(image_id.max()) + 1, rows.shape[1]), torch.nan)
+    table[image_id[position]] = unit(rows)
+    return table
 
 
 def foreign(image_id: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:

@@ -291,7 +291,7 @@ def test_help_shows_the_attribute_docstrings(capsys):
     assert "LightningModule, " not in text
 
 
-@pytest.mark.parametrize(("verb", "usage"), [("check", "DATA [--root DIR] [--unlabelled]"), ("report", "RUN")])
+@pytest.mark.parametrize(("verb", "usage"), [("check", "DATA [--root DIR] [--unlabelled] [--all]"), ("report", "RUN")])
 def test_help_of_a_verb_shows_what_stands_after_it(capsys, verb, usage):
     from contrastneg.__main__ import main
 
@@ -319,6 +319,30 @@ def test_check_shows_every_split_and_exits_1_for_a_picture_that_cannot_be_read(c
     assert "1.png" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "train")]) == 0
     assert "one split only" in capsys.readouterr().out
+    for i in range(2, 14):
+        (tmp_path / f"val/a/{i}.png").write_bytes(b"")
+    assert main(["check", str(tmp_path)]) == 1
+    few = capsys.readouterr().out
+    assert (few.count("the file is empty"), few.count("and 3 more"), few.count("--all names every")) == (10, 1, 1)
+    assert main(["check", str(tmp_path), "--all"]) == 1
+    whole = capsys.readouterr().out
+    assert (whole.count("the file is empty"), whole.count("more")) == (13, 0)
+
+
+def test_check_ends_quietly_when_its_reader_goes_away(monkeypatch, tmp_path):
+    import os
+    import sys
+
+    from contrastneg.__main__ import VERBS, main
+
+    def closed(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(VERBS, "check", (closed, ""))
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["check", "x"]) == 141
+        assert os.fstat(stream.fileno()).st_rdev == os.stat(os.devnull).st_rdev
 
 
 def test_every_setting_is_read_somewhere_outside_the_configuration():

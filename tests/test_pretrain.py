@@ -178,6 +178,8 @@ def test_bad_images_stop_the_run_by_name_or_are_left_out_and_listed(tmp_path, ca
     notes = " ".join(json.loads((tmp_path / "run/summary.json").read_text())["notes"])
     assert "empty.jpg" in notes
     assert "page.jpg" in notes
+    listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
+    assert [line.rpartition("/")[2].partition(":")[0] for line in listed] == ["empty.jpg", "page.jpg"]
 
 
 def test_a_run_whose_loss_is_lost_ends_with_one_line_and_keeps_its_last_finite_checkpoint(tmp_path, folder, capsys):

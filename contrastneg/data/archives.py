@@ -51,7 +51,7 @@ class Listing:
 
     pictures: list[tuple[str, int, int, int]] = field(default_factory=list)  # name, tar, offset, length
     facts: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)  # by (tar, key)
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: list[tuple[str, str]] = field(default_factory=list)  # name, reason
 
 
 def open_tars(paths: list[Path], address: str, split: str, channels: int, labels: bool | None) -> ImageSet:
@@ -113,7 +113,7 @@ def _list_tar(path: Path, number: int, listing: Listing) -> None:
                 if not member.isfile():
                     continue
                 if reason:
-                    listing.ignored[reason] += 1
+                    listing.ignored.append((name, reason))
                 elif is_picture(name):
                     listing.pictures.append((name, number, member.offset_data, member.size))
                 elif name.rpartition(".")[2].lower() in SIDECARS and member.size <= LARGEST_SIDECAR:
@@ -122,7 +122,7 @@ def _list_tar(path: Path, number: int, listing: Listing) -> None:
                     facts = listing.facts.setdefault((number, _key(name)), {})
                     _read_sidecar(stream.read(), name, path, facts)
                 else:
-                    listing.ignored[other_file(name)] += 1
+                    listing.ignored.append((name, other_file(name)))
             assert tar.fileobj is not None  # it is open
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
@@ -160,7 +160,9 @@ def _shards(base: ImageSet, listing: Listing, tars: list[str], labels: bool | No
     for picture in listing.pictures:
         first.setdefault((picture[1], _key(picture[0])), picture)
     extra = len(listing.pictures) - len(first)
-    ignored = listing.ignored + Counter({"further pictures of a key": extra} if extra else {})
+    ignored = Counter(why for _, why in listing.ignored) + Counter(
+        {"further pictures of a key": extra} if extra else {}
+    )
     columns = columns_of([listing.facts.get(key, {}) for key in first])
     found, classes = label_column(columns, base.address) if labels is not False else (None, None)
     return replace(
@@ -174,13 +176,14 @@ def _shards(base: ImageSet, listing: Listing, tars: list[str], labels: bool | No
 
 def _tree(base: ImageSet, listing: Listing, tars: list[str], labels: bool | None) -> ImageSet:
     pictures = sorted(listing.pictures, key=lambda picture: picture[0].split("/"))
-    others = Counter({"not a picture (.cls, .txt, .json)": len(listing.facts)} if listing.facts else {})
     tree = arrange([picture[0] for picture in pictures], base.split, base.address, labels, unwrap=True)
+    others = [*listing.ignored, *((name, "not a picture (.cls, .txt, .json)") for _, name in listing.facts)]
+    ignored = Counter(why for name, why in others if tree.tells_of(name))
     return replace(
         _of_pictures(base, [pictures[i] for i in tree.positions], tars),
         labels=tree.labels,
         classes=tree.classes,
-        ignored=dict(listing.ignored + Counter(tree.ignored) + others),
+        ignored=dict(ignored + Counter(tree.ignored)),
         notes=tree.notes,
     )
 

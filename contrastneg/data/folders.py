@@ -4,6 +4,7 @@ import io
 import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from contrastneg.data.address import AddressError, name_of_path
 from contrastneg.data.imageset import ImageSet, Names
 from contrastneg.data.trees import arrange, ignored_name, is_picture, other_file
+from contrastneg.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,19 @@ def open_folder(folder: Path, split: str, channels: int, labels: bool | None) ->
         AddressError: The folder holds no pictures.
         NoSuchSplit: It has no such split.
     """
-    paths, ignored, empty = walk(folder)
+    paths, others, empty = walk(folder)
     if not paths:
-        met = ", ".join(f"{n} {what}" for what, n in sorted(ignored.items())) or "nothing"
-        raise AddressError(f"{folder} holds no pictures (met {met}): give a folder with .jpg, .png or other pictures")
+        met = [f"{n:,} {what}" for what, n in sorted(Counter(why for _, why in others).items())]
+        met += [count_of(len(empty), "folder")] if empty else []
+        found = f"holds no pictures (met {', '.join(met)})" if met else "is empty"
+        raise AddressError(f"{folder} {found}: give a folder with .jpg, .png or other pictures")
     tree = arrange(paths, split, str(folder), labels)
-    notes = tree.notes
+    ignored = Counter(why for path, why in others if tree.tells_of(path))
+    notes, empty = tree.notes, [path for path in empty if tree.tells_of(path)]
     if empty:
         listed = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
-        notes = (*notes, f"{len(empty)} folders without pictures are no classes: {listed}")
+        are = "is no class" if len(empty) == 1 else "are no classes"
+        notes = (*notes, f"{count_of(len(empty), 'folder')} without pictures {are}: {listed}")
     return ImageSet(
         address=str(folder),
         split=split,
@@ -59,17 +65,26 @@ def open_folder(folder: Path, split: str, channels: int, labels: bool | None) ->
     )
 
 
-def walk(folder: Path) -> tuple[list[str], Counter[str], list[str]]:
+def class_folders_below(reader: FileReader) -> tuple[str, int] | None:
+    """The folder that all pictures lie in and how many folders it holds; None where these could not be classes."""
+    folders = [name.split("/")[:-1] for name in reader.names]
+    alike = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+    shared = [level[0] for level in alike]
+    inner = {"".join(parts[len(shared) : len(shared) + 1]) for parts in folders}  # "": pictures in the folder itself
+    return (os.path.join(reader.root, *shared), len(inner)) if len(inner) > 1 and "" not in inner else None
+
+
+def walk(folder: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
     """All pictures below a folder, links followed, without hidden and system names.
 
     Returns:
-        Sorted relative paths with forward slashes; counts of what was ignored, by reason; folders without any picture.
+        Sorted relative paths with forward slashes; path and reason of what was ignored; folders without any picture.
 
     Raises:
         AddressError: A folder cannot be listed, or links lead in a circle.
     """
     paths: list[str] = []
-    ignored: Counter[str] = Counter()
+    ignored: list[tuple[str, str]] = []
     empty: list[str] = []
 
     def visit(path: str, prefix: str, above: frozenset[str]) -> int:
@@ -81,14 +96,14 @@ def walk(folder: Path) -> tuple[list[str], Counter[str], list[str]]:
             for entry in entries:
                 reason = ignored_name(entry.name)
                 if reason:
-                    ignored[reason] += 1
+                    ignored.append((prefix + entry.name, reason))
                 elif entry.is_dir():
                     if visit(entry.path, f"{prefix}{entry.name}/", above | {real}) == 0:
                         empty.append(f"{prefix}{entry.name}")
                 elif is_picture(entry.name):
                     paths.append(prefix + entry.name)
                 else:
-                    ignored[other_file(entry.name)] += 1
+                    ignored.append((prefix + entry.name, other_file(entry.name)))
         return len(paths) - before
 
     try:

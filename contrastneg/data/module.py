@@ -2,12 +2,14 @@
 
 Two ways in, one interface. *Memory*: all pixels are one uint8 tensor on the training device, the loader yields positions
 only and both views are made there in one batched call. *Stream*: loader workers decode and crop, the rest of the
-augmentation runs batched on the device. Either way the order of images is a function of (seed, epoch) and every random
-parameter a function of (seed, epoch, batch, rank) or (seed, epoch, image), so the loader's whole state is its position.
+augmentation runs batched on the device. Either way the order of images is a function of (seed, epoch) and of what the
+batches save, and every random parameter a function of (seed, epoch, batch, rank) or (seed, epoch, image), so the loader's
+whole state is its position.
 """
 
+import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastneg import distributed
+from contrastneg.data.batches import Batches, ShuffledBatches
 from contrastneg.data.sources import ImageSet, UnreadableImage
 from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
 from contrastneg.negatives.core import Facts
@@ -48,16 +51,24 @@ class Pending(NamedTuple):
 class EpochOrder:
     """Which positions make each batch of an epoch on this rank.
 
-    Every rank sees the same permutation and takes its own part of each global batch. With ``drop_last`` False the rest
+    Every rank sees the same order and takes its own part of each global batch. With ``drop_last`` False the rest
     of the epoch is shared out as evenly as it goes, unless that leaves some rank with a single image, which batch norm
     cannot use: fewer than two images per rank, at most 2 x ranks - 1 in all, are left out.
     """
 
-    def __init__(self, n_images: int, batch_size: int, seed: int, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        n_images: int,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = True,
+        batches: Batches = ShuffledBatches(),
+    ) -> None:
         self.n_images = n_images
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
+        self.batches = batches
         self.epoch = 0
         self.start = 0
 
@@ -68,8 +79,8 @@ class EpochOrder:
 
     def positions(self) -> list[Int64[Tensor, " b"]]:
         """This rank's batches of the current epoch, from its first to its last."""
-        order = torch.randperm(self.n_images, generator=generator(self.seed, "order", self.epoch))
         world, rank = distributed.world_size(), distributed.rank()
+        order = self.batches.order(self.n_images, self.batch_size * world, self.seed, self.epoch)
         steps = order.split(self.batch_size * world)[: len(self)]
         return [step.tensor_split(world)[rank] for step in steps]
 
@@ -139,10 +150,20 @@ class StreamedEvaluation(Dataset):
 
 
 class TrainLoader:
-    """Yields :class:`Pending` batches; a stateful loader in Lightning's sense, whose state is (epoch, next batch)."""
+    """Yields :class:`Pending` batches; a stateful loader in Lightning's sense, whose state is (epoch, next batch).
 
-    def __init__(self, order: EpochOrder, image_id: Int64[Tensor, " N"], workers: DataLoader | None) -> None:
+    ``begin`` is called with the epoch before its first batch, but not where an epoch is resumed later on.
+    """
+
+    def __init__(
+        self,
+        order: EpochOrder,
+        image_id: Int64[Tensor, " N"],
+        workers: DataLoader | None,
+        begin: Callable[[int], None],
+    ) -> None:
         self.order = order
+        self.begin = begin
         self.image_id = image_id
         self.workers = workers
         self.sampler = self  # Lightning calls set_epoch on a loader's sampler
@@ -170,6 +191,8 @@ class TrainLoader:
         self._resume_at = None
         self.order.start = batch if epoch == self.order.epoch and batch < len(self) else 0
         self._next = self.order.start
+        if self.order.start == 0:
+            self.begin(self.order.epoch)
         for position, crops in self._batches():
             seed = derive_seed(self.order.seed, "views", self.order.epoch, self._next, distributed.rank())
             self._next += 1
@@ -200,6 +223,8 @@ class PretrainData(pl.LightningDataModule):
         skip_bad_images: Replace images that turn out to be unreadable while streaming, and leave them out of evaluation;
             else they end the run by name.
         channels_last: Memory format of the views that the encoder receives.
+        batches: Which images share a batch. Those that follow embeddings need ``embed`` to be set to a function that gives
+            the embeddings of all images by stable index, as ``contrastneg pretrain`` does.
 
     Raises:
         ValueError: If there are too few images for one step.
@@ -219,6 +244,7 @@ class PretrainData(pl.LightningDataModule):
         drop_last: bool = True,
         channels_last: bool = False,
         skip_bad_images: bool = False,
+        batches: Batches = ShuffledBatches(),
     ) -> None:
         super().__init__()
         self.sets = {"pretrain": train, "train": bank, "test": queries}
@@ -229,11 +255,13 @@ class PretrainData(pl.LightningDataModule):
         self.seed = seed
         self.drop_last = drop_last
         self.skip_bad_images = skip_bad_images
+        self.batches = copy.deepcopy(batches)  # what it remembers belongs to this run
+        self.embed: Callable[[], Float[Tensor, "T D"]] | None = None
         self.support_views = 0  # further views of each image, set before training by stages that ask for them
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels: dict[int, UInt8[Tensor, "N C H W"]] = {}
         self._loader: TrainLoader | None = None
-        self._resume_at: dict[str, int] | None = None
+        self._resume_at: dict[str, Any] | None = None
 
     @property
     def scored(self) -> bool:
@@ -280,21 +308,36 @@ class PretrainData(pl.LightningDataModule):
         """Batches of this rank; refuses a set that is too small for a single step."""
         source = self.sets["pretrain"]
         assert source is not None
-        order = EpochOrder(len(source), self.batch_size, self.seed, self.drop_last)
+        order = EpochOrder(len(source), self.batch_size, self.seed, self.drop_last, self.batches)
         check_steps(len(source), self.batch_size, distributed.world_size(), self.drop_last)
         workers = None if self.loading == "memory" else self._worker_loader(source, order)
-        self._loader = TrainLoader(order, source.image_id, workers)
+        self._loader = TrainLoader(order, source.image_id, workers, self._begin_epoch)
         if self._resume_at is not None:
             self._loader.load_state_dict(self._resume_at)
         return self._loader
 
-    def state_dict(self) -> dict[str, int]:
-        """Position of the training loader, for the checkpoint."""
-        return self._loader.state_dict() if self._loader is not None else {}
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the training loader and what the order of batches depends on, for the checkpoint."""
+        if self._loader is None:
+            return {}
+        batches = self.batches.state_dict()
+        return {**self._loader.state_dict(), **({"batches": batches} if batches else {})}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at a saved position; Lightning restores the data module before it asks for the loader."""
         self._resume_at = state_dict or None
+        if "batches" in state_dict:
+            self.batches.load_state_dict(state_dict["batches"])
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self.batches.refresh(self._embeddings, self.seed, epoch)
+
+    def _embeddings(self) -> Float[Tensor, "N D"]:
+        source = self.sets["pretrain"]
+        assert source is not None
+        if self.embed is None:
+            raise ValueError(f"{type(self.batches).__name__} follows embeddings: set `embed` of the data module")
+        return self.embed()[source.image_id]
 
     def _worker_loader(self, source: ImageSet, order: EpochOrder) -> DataLoader:
         return DataLoader(

@@ -6,11 +6,14 @@ from typing import Literal
 import torch
 
 from contrastneg.config import Pretrain
-from contrastneg.data.scan import scan
+from contrastneg.data.scan import in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
 from contrastneg.randomness import generator
+from contrastneg.wording import count_of
 
 MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
+BAD_IMAGES = "bad_images.txt"  # file of a run folder
+NAMED_IN_NOTE = 3  # bad pictures that the start card names
 HELD_OUT = 10  # without test images every 10th labelled image is asked about
 
 
@@ -30,6 +33,8 @@ class OpenedData:
     """What was found, for the start card."""
     notes: list[str]
     """What a reader of the scores must know."""
+    bad: list[tuple[str, str]]
+    """Name and reason of every picture that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Usable:
     lines: list[str]
     """What was found, for the start card."""
     notes: list[str]
-    """What was left out."""
+    """How the set was understood, and what was left out."""
+    bad: list[tuple[str, str]]
+    """Name and reason of each picture that cannot be read."""
     decoded: bool
     """Whether every image was decoded: then none can turn out to be unreadable later."""
 
@@ -57,24 +64,27 @@ def open_data(config: Pretrain) -> OpenedData:
     bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
     found, loading = training_set(full, config, scored_on_it=bank is full)
-    train, lines, scan_notes = found.images, under("to pretrain on", found.lines), found.notes
+    train, scanned = found.images, {"to pretrain on": found}
     if bank is full:
         bank = train
     elif bank is not None:
-        scanned = usable(bank, config, whole=loading == "memory")
-        lines += under("to learn scores from" if not must_part else "to score on", scanned.lines)
-        bank, scan_notes = scanned.images, scan_notes + scanned.notes
+        scanned["to learn scores from" if not must_part else "to score on"] = usable(
+            bank, config, whole=loading == "memory"
+        )
+        bank = [*scanned.values()][-1].images
     if queries is not None and not must_part:
-        scanned = usable(queries, config, whole=loading == "memory")
-        lines += under("to score on", scanned.lines)
-        queries, scan_notes = scanned.images, scan_notes + scanned.notes
+        scanned["to score on"] = usable(queries, config, whole=loading == "memory")
+        queries = scanned["to score on"].images
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
             f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "
             "all of them were pretrained on or may have been, so compare such scores with each other only"
         )
-    return OpenedData(train, bank, queries, loading, lines, [*full.notes, *scan_notes, *notes])
+    lines = [line for purpose, each in scanned.items() for line in under(purpose, each.lines)]
+    notes = list(dict.fromkeys([*(note for each in scanned.values() for note in each.notes), *notes]))
+    bad = [pair for each in scanned.values() for pair in each.bad]
+    return OpenedData(train, bank, queries, loading, lines, notes, bad)
 
 
 def under(purpose: str, lines: list[str]) -> list[str]:
@@ -124,7 +134,7 @@ def with_labels(source: ImageSet) -> ImageSet:
 def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
     """The images to pretrain on, and where their pixels will be."""
     found = usable(full, config, whole=config.loading == "memory")
-    train, lines, notes = found.images, found.lines, found.notes
+    train, lines, notes, bad = found.images, found.lines, found.notes, found.bad
     if config.limit_images is not None:
         train = limit_images(train, config.limit_images, config.seed)
         lines = [*lines, f"limited to {len(train):,} images"]
@@ -132,18 +142,24 @@ def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[
     loading = loading_of(train, config)
     if loading == "memory" and not found.decoded:  # few of a set too large to be decoded whole
         again = usable(train, config, whole=True)
-        train, notes = again.images, [*notes, *again.notes]
-    return Usable(train, lines, notes, found.decoded), loading
+        train, notes, bad = again.images, [*notes, *again.notes], [*bad, *again.bad]
+    return Usable(train, lines, notes, bad, found.decoded), loading
 
 
 def usable(source: ImageSet, config: Pretrain, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
-        return Usable(source, [f"{len(source):,} images of {source.name}"], [], True)
+        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
     report = scan(source, config.on_bad_image, whole=whole and config.on_bad_image == "skip")
-    notes = [f"left out {name}: {why}" for name, why in report.bad]
-    kept = source.subset(report.usable) if report.bad else source
-    return Usable(kept, report.lines(), notes, report.decoded)
+    notes, kept = [*source.notes], source
+    if report.bad:
+        kept = source.subset(report.usable)
+        pictures = f"{count_of(len(report.bad), 'picture')} of {source.name} {source.split}"
+        are = "is" if len(report.bad) == 1 else "are"
+        notes.append(
+            f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
+        )
+    return Usable(kept, report.lines(), notes, report.bad, report.decoded)
 
 
 def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:

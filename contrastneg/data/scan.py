@@ -9,10 +9,11 @@ from torch import Tensor
 
 from contrastneg.data.decode import UnreadableImage
 from contrastneg.data.imageset import ImageSet, in_threads
+from contrastneg.wording import count_of
 
 DECODED_PIXELS = 20_000 * 224**2  # up to about this many pixels every picture is decoded: some 20 s on one core
 SAMPLE = 16  # headers from which the number of pixels is estimated
-NAMED_IN_ERROR = 10
+NAMED = 10  # bad pictures that a message names
 TAIL = 4096  # bytes in which the end marker is looked for
 
 
@@ -48,15 +49,32 @@ class ScanReport:
     """How splits and labels were understood."""
 
     def lines(self) -> list[str]:
-        """The report in a few lines of text, the bad pictures last (all of them)."""
-        lines = [f"{len(self.usable):,} usable of {self.found:,} pictures found ({self._how()})", self._sizes()]
+        """What was found, in a few lines of text without the notes and the bad pictures."""
+        lines = [
+            f"{len(self.usable):,} usable of {count_of(self.found, 'picture')} found ({self._how()})",
+            self._sizes(),
+        ]
         if self.class_counts is None:
             lines.append("no labels")
         else:
             lines.append(self._classes(self.class_counts))
         if self.ignored:
             lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.ignored.items())))
-        return [*lines, *self.notes, *(f"unusable: {name}: {why}" for name, why in self.bad)]
+        return lines
+
+    def bad_lines(self, most: int | None = NAMED) -> list[str]:
+        """The bad pictures, one per line, under their number; nothing where there are none.
+
+        Args:
+            most: How many are named; None names all.
+        """
+        if not self.bad:
+            return []
+        named = self.bad if most is None else self.bad[:most]
+        more = len(self.bad) - len(named)
+        lines = [f"{len(self.bad):,} of {count_of(self.found, 'picture')} cannot be read:"]
+        lines += [f"  {name}: {why}" for name, why in named]
+        return [*lines, f"  and {more:,} more"] if more else lines
 
     def _how(self) -> str:
         return "each decoded" if self.decoded else "headers and end markers read"
@@ -73,8 +91,8 @@ class ScanReport:
         few, many = min(counts.values()), max(counts.values())
         each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
         unlabelled = f", {self.unlabelled:,} without a label" if self.unlabelled else ""
-        plural = "class" if len(counts) == 1 else "classes"
-        return f"{len(counts):,} {plural} of {each} pictures{unlabelled}"
+        pictures = "picture" if each == "1" else "pictures"
+        return f"{count_of(len(counts), 'class', 'classes')} of {each} {pictures}{unlabelled}"
 
 
 def scan(
@@ -191,7 +209,12 @@ def _size(row: Tensor) -> tuple[int, int]:
 
 
 def _refusal(bad: list[tuple[str, str]], found: int, policy: str) -> str:
-    listed = "; ".join(f"{name} ({why})" for name, why in bad[:NAMED_IN_ERROR])
-    more = f"; and {len(bad) - NAMED_IN_ERROR} more" if len(bad) > NAMED_IN_ERROR else ""
+    listed = in_short(bad, NAMED)
     remedy = "repair or remove them" + (", or pass --on-bad-image skip" if policy == "raise" else "")
-    return f"{len(bad):,} of {found:,} pictures cannot be read: {listed}{more}: {remedy}"
+    return f"{len(bad):,} of {count_of(found, 'picture')} cannot be read: {listed}: {remedy}"
+
+
+def in_short(bad: list[tuple[str, str]], most: int) -> str:
+    """Name and reason of the first bad pictures, and how many there are beside them, in one line."""
+    more = [f"and {len(bad) - most:,} more"] if len(bad) > most else []
+    return "; ".join([*(f"{name} ({why})" for name, why in bad[:most]), *more])

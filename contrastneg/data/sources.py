@@ -9,7 +9,7 @@ from pathlib import Path
 from contrastneg.data.address import AddressError, NoSuchSplit
 from contrastneg.data.archives import COMPRESSED, expand_braces, open_tars
 from contrastneg.data.decode import UnreadableImage
-from contrastneg.data.folders import open_folder
+from contrastneg.data.folders import FileReader, class_folders_below, open_folder
 from contrastneg.data.imageset import ImageSet, in_memory_set
 from contrastneg.data.named import NAMED, default_root, open_named
 from contrastneg.data.subsets import limit_images, map_classes
@@ -51,6 +51,8 @@ def open_source(
     ``shapes``                   the embedded, generated set
     ============================ =======================================================================================
 
+    A single class is as good as none: such a set is opened without labels, and a note says so.
+
     Names win over folders of the same name: write ``./cifar10`` for the folder. Opening again finds what is there and
     downloads nothing; of several processes one downloads, unpacks or converts and the others wait for it.
 
@@ -59,8 +61,9 @@ def open_source(
         split: "train" or "test".
         root: Where public sets lie or are downloaded to; None is ``$CONTRASTNEG_DATA`` or the user's cache folder.
         channels: Channels that pictures are given in: 3 (RGB) or 1 (grey).
-        labels: None takes labels where there are some; False ignores them (folders are then no classes); True refuses a
-            set without them, and takes folders for classes even where pictures lie beside them (those get -1).
+        labels: None takes labels where there are two classes or more; False ignores them (folders are then no classes);
+            True refuses a set without them, takes folders for classes even where pictures lie beside them (those get
+            -1), and is content with one class.
         classes: Class names of the training set, for an evaluation set: its labels are numbered the same way. It may
             have a single split, which is then opened whatever ``split`` says (``ImageSet.split`` tells which it was).
             None with split "test" takes those of the address's own train split.
@@ -74,6 +77,8 @@ def open_source(
         raise ValueError(f"split is {split!r}: choose train or test")
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: choose 3 (RGB) or 1 (grey)")
+    if not address.strip():
+        raise AddressError(f"the address of the data is empty: give {ADDRESSES}")
     root = root if root is not None else default_root()
     try:
         source = _open(address, split, root, channels, labels)
@@ -85,8 +90,20 @@ def open_source(
         raise AddressError(f"{address} has no labels: use it without, or give class folders or a label column")
     if classes is None and source.split == "test" and address not in FIXED_CLASSES:
         with suppress(NoSuchSplit):  # a test split alone keeps its own classes
-            classes = _open(address, "train", root, channels, labels).classes
-    return source if classes is None else map_classes(source, classes)
+            classes = _of_several_classes(_open(address, "train", root, channels, labels), labels).classes
+    return _of_several_classes(source if classes is None else map_classes(source, classes), labels)
+
+
+def _of_several_classes(source: ImageSet, labels: bool | None) -> ImageSet:
+    """The set without labels where it has one class only: every score would be 100 %."""
+    if labels is not None or source.classes is None or len(source.classes) > 1:
+        return source
+    note = f"the only class is {source.classes[0]!r}, which is as good as none: taken without labels"
+    inner = class_folders_below(source.reader) if isinstance(source.reader, FileReader) else None
+    if inner is not None:
+        folder, count = inner
+        note += f" (give {folder} to take the {count} folders in it for classes)"
+    return replace(source, labels=None, classes=None, notes=(*source.notes, note))
 
 
 def _open(address: str, split: str, root: Path, channels: int, labels: bool | None) -> ImageSet:
@@ -101,20 +118,36 @@ def _open(address: str, split: str, root: Path, channels: int, labels: bool | No
         return open_hub(address, split, channels, labels, root)
     if "://" in address:
         raise AddressError(f"{address} is not on this machine: download it first and give {ADDRESSES}")
-    path = Path(address).expanduser()
-    if address.lower().endswith(COMPRESSED):
+    path = _path_of(address)
+    if path.is_dir():
+        return _open_directory(path, split, root, channels, labels)
+    suffix = path.suffix.lower()
+    if path.name.lower().endswith(COMPRESSED):
         raise AddressError(
             f"{address} is compressed and has no random access: unpack it and give the folder (or a .tar)"
         )
-    if address.endswith(".tar"):
+    if suffix == ".tar":
         return open_tars([Path(name) for name in expand_braces(str(path))], address, split, channels, labels)
-    if path.is_dir():
-        return _open_directory(path, split, root, channels, labels)
     if not path.exists():
         raise AddressError(_unknown(address, path))
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return open_parquet(path, split, channels, labels, root)
+    if is_picture(path.name):
+        raise AddressError(f"{address} is a single picture: give the folder it lies in ({path.parent})")
     raise AddressError(f"{address} is a file of no known kind: give {ADDRESSES}")
+
+
+def _path_of(address: str) -> Path:
+    """The address as a path, ``~`` expanded; one that the system cannot look at is refused."""
+    try:
+        path = Path(address).expanduser()
+        if path.is_dir():
+            os.listdir(path)
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home, too long a name, no permission
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AddressError(f"{address} cannot be looked at ({reason}): check the path and its permissions") from error
+    return path
 
 
 def _open_directory(path: Path, split: str, root: Path, channels: int, labels: bool | None) -> ImageSet:

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from contrastneg.data.address import AddressError, NoSuchSplit
+from contrastneg.wording import count_of
 
 PICTURES = frozenset(
     f".{kind}"
@@ -48,11 +49,18 @@ class Arrangement:
     """
 
     split: str
+    folders: dict[str, str]
+    """Where each split lies, as the beginning of its paths: {"train": "x/train/", "test": "x/val/"}; {} without splits."""
     positions: list[int]
     labels: Int64[Tensor, " n"] | None
     classes: list[str] | None
     ignored: dict[str, int]
     notes: tuple[str, ...]
+
+    def tells_of(self, path: str) -> bool:
+        """Whether something that is no picture is counted with this split: what lies beside the splits is with "train"."""
+        in_test = "test" in self.folders and f"{path}/".startswith(self.folders["test"])
+        return in_test == (self.split == "test")
 
 
 def ignored_name(name: str) -> str | None:
@@ -106,14 +114,15 @@ def arrange(paths: list[str], split: str, address: str, labels: bool | None, unw
     if names:
         folder = names[split]
         positions = [i for i, part in enumerate(parts) if len(part) > depth + 1 and part[depth] == folder]
-        ignored = {
-            (f"in {top}/" if top else "beside the splits"): n for top, n in tops.items() if top not in names.values()
-        }
+        others = {top: n for top, n in tops.items() if top not in names.values()} if split == "train" else {}
+        ignored = {(f"in {top}/" if top else "beside the splits"): n for top, n in others.items()}
         depth += 1
     else:
         positions, ignored = list(range(len(parts))), {}
+    above = "".join(f"{part}/" for part in parts[0][: depth - 1]) if names else ""
+    folders = {name: f"{above}{folder}/" for name, folder in names.items()}
     found, classes, notes = _class_folders([parts[i][depth:] for i in positions], address, labels)
-    return Arrangement(split, positions, found, classes, ignored, notes)
+    return Arrangement(split, folders, positions, found, classes, ignored, notes)
 
 
 def split_of_file(path: str) -> str | None:
@@ -181,9 +190,10 @@ def _class_folders(
         raise AddressError(f"{address} was said to have labels but has no class folders: make one folder per class")
     if labels is False or not classes:
         return None, None, ()
-    beside = f"{loose} pictures lie beside {len(classes)} folders"
+    lie = "lies" if loose == 1 else "lie"
+    beside = f"{count_of(loose, 'picture')} {lie} beside {count_of(len(classes), 'folder')}"
     if loose and labels is None:
-        return None, None, (f"unlabelled: {beside} (to take the folders for classes, ask for labels)",)
+        return None, None, (f"unlabelled: {beside} (where the folders are classes, move these pictures away)",)
     number = {name: label for label, name in enumerate(classes)}
     found = torch.tensor([number[part[0]] if len(part) > 1 else -1 for part in parts])
-    return found, classes, (f"{beside} and have no label",) if loose else ()
+    return found, classes, (f"{beside} and {'has' if loose == 1 else 'have'} no label",) if loose else ()

@@ -63,7 +63,7 @@ def knn_score(
     found = knn_predict(x, y, queries.x[asked][own], k=k, temperature=temperature, num_classes=num_classes)
     right = (found == labels[own, None]).cumsum(dim=1)[:, [0, -1]]
     top1, top5 = (_all_ranks(right) if across_ranks else right).double().mean(dim=0).tolist()
-    notes = _notes(x, queries.x[asked], k, num_classes)
+    notes = _notes(x, queries.x[asked], k, num_classes, len(y.unique()))
     return KnnScore(top1, top5 if num_classes > RANKED else None, min(k, len(y)), temperature, notes)
 
 
@@ -95,10 +95,11 @@ def knn_predict(
         Classes (M, min(5, num_classes)); -1 where fewer classes were voted for, and for queries that are not finite.
 
     Raises:
-        ValueError: k, temperature or chunk is out of range.
+        ValueError: k, temperature or chunk is out of range, or a label is not among the classes.
     """
     if k < 1 or temperature <= 0 or chunk < 1:
         raise ValueError(f"k is {k}, temperature {temperature}, chunk {chunk}: give k, chunk >= 1 and temperature > 0")
+    check_labels(bank_labels, num_classes, "bank")
     votes, asked = finite_rows(bank) & (bank_labels >= 0), finite_rows(queries)
     if not votes.all():
         bank, bank_labels = bank[votes], bank_labels[votes]
@@ -129,13 +130,15 @@ def _all_ranks(right: Tensor) -> Tensor:
     return distributed.all_gather(right.to(device)).cpu()
 
 
-def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int) -> tuple[str, ...]:
+def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int, met: int) -> tuple[str, ...]:
     lost, unanswered = int((~finite_rows(bank)).sum()), int((~finite_rows(queries)).sum())
     notes = []
     if k > len(bank):
         notes.append(f"k is {k} but the bank has {len(bank)} labelled images: all of them vote")
     if num_classes == 1:
         notes.append("there is one class only: the score is meaningless")
+    elif met == 1:
+        notes.append(f"the bank has images of one of the {num_classes} classes only: the score is meaningless")
     elif num_classes <= RANKED:
         notes.append(f"there are {num_classes} classes: a top-5 score would always be 1 and is left out")
     if lost:

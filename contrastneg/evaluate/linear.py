@@ -109,7 +109,11 @@ def fit(
         num_classes: Number of classes C.
         strength: Weight of the squared norm of the weights; biases are free.
         start: Where to begin; zero if None.
+
+    Raises:
+        ValueError: A label is not among the classes.
     """
+    check_labels(y, num_classes, "bank")
     some = x[:: max(1, len(x) // CURVATURE_ROWS)]
     curvature = some.T @ some / (len(some) * num_classes)
     root = torch.linalg.cholesky(curvature + 2 * strength * torch.eye(x.shape[1]))

@@ -131,3 +131,29 @@ def test_holding_out_is_the_same_every_time_and_another_with_another_seed(tmp_pa
     first, again, other = (hold_out(pictures, seed)[1].image_id.tolist() for seed in (0, 0, 1))
     assert first == again != other
     assert min(first) >= 10
+
+
+def test_bad_images_are_counted_and_a_few_are_named_once_per_split(tmp_path):
+    for split in ("train", "val"):
+        for name in "ab":
+            paint(tmp_path / split / name, 4)
+            for i in range(40):
+                (tmp_path / split / name / f"bad{i:02}.png").write_bytes(b"")
+    sets = opened(tmp_path, "--on-bad-image", "skip")
+    assert len(sets.bad) == 160
+    notes = [note for note in sets.notes if "cannot be read" in note]
+    assert [note.partition(" cannot")[0] for note in notes] == [
+        f"80 pictures of {sets.train.name} {split}" for split in ("train", "test")
+    ]
+    assert all(note.count(".png (") == 3 and note.endswith("and 77 more") for note in notes)
+    assert not any(".png" in line for line in sets.lines)
+    assert len(sets.lines) == 6
+
+
+def test_a_single_folder_is_opened_without_labels_and_the_note_reaches_the_card_once(tmp_path):
+    for name in "ab":
+        paint(tmp_path / "images" / name, 5)
+    sets = opened(tmp_path)
+    assert (sets.bank, sets.queries) == (None, None)
+    assert sum("to take the 2 folders in it for classes" in note for note in sets.notes) == 1
+    assert any("no labels: the encoder is not scored" in note for note in sets.notes)

@@ -46,7 +46,10 @@ def test_skip_lists_them_and_keeps_the_others_decoded_or_by_header(folder, limit
     assert len({usable.name_of(i) for i in range(20)}) == 20
     assert usable.load().shape == (20, 3, 40, 40)
     assert "20 usable of 23 pictures found" in report.lines()[0]
-    assert sum(line.startswith("unusable: ") for line in report.lines()) == 3
+    assert report.bad_lines()[0] == "3 of 23 pictures cannot be read:"
+    assert len(report.bad_lines()) == 4
+    assert report.bad_lines(2)[3:] == ["  and 1 more"]
+    assert not any("empty.jpg" in line for line in report.lines())
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 

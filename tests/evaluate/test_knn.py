@@ -171,3 +171,30 @@ def test_features_that_are_not_finite_neither_vote_nor_are_right_and_are_counted
     assert "11 of 100 features of the queries" in score.notes[1]
     dead = Features(torch.full_like(bank.x, torch.nan), bank.labels)
     assert knn_score(dead, dead, k=1, temperature=0.1, num_classes=10).top1 == 0
+
+
+def test_a_label_beyond_the_classes_is_refused_by_every_way_in():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.knn import knn_predict, knn_score
+    from contrastneg.evaluate.linear import fit
+
+    x, gap = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 5] * 2)
+    words = r"label 5 of the (bank|queries) is not among 4 classes \(0 to 3\)"
+    fine = Features(x, gap.clamp(max=3))
+    for ask in (
+        lambda: knn_predict(x, gap, x, num_classes=4),
+        lambda: knn_score(Features(x, gap), fine, k=3, temperature=0.1, num_classes=4),
+        lambda: knn_score(fine, Features(x, gap), k=3, temperature=0.1, num_classes=4),
+        lambda: fit(x, gap, 4, 1e-3),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask()
+
+
+def test_a_bank_of_one_of_several_classes_is_said_to_score_nothing():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.knn import knn_score
+
+    alike = Features(features(10).x, torch.full((10,), 2))
+    notes = knn_score(alike, alike, k=3, temperature=0.1, num_classes=4).notes
+    assert notes == ("the bank has images of one of the 4 classes only: the score is meaningless",)

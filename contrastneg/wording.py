@@ -1,0 +1,12 @@
+"""Words of messages that depend on a number."""
+
+
+def count_of(number: int, thing: str, plural: str | None = None) -> str:
+    """A number with its noun in the singular or plural: "1 folder", "2 classes".
+
+    Args:
+        number: How many.
+        thing: The noun in the singular.
+        plural: The noun in the plural; None adds an s.
+    """
+    return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
