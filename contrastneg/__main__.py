@@ -28,19 +28,21 @@ def verb(name: str, line: str) -> Callable[[Callable[[list[str]], int]], Callabl
 def run_pretrain(arguments: list[str]) -> int:
     """``pretrain [DATA] [--config FILE] [--NAME VALUE ...]`` or ``pretrain --resume RUN``."""
     from contrastneg.commandline import parse_pretrain
+    from contrastneg.distributed import is_first_process
+    from contrastneg.divergence import Diverged
     from contrastneg.pretrain import pretrain
-    from contrastneg.runfolder import Interrupted
+    from contrastneg.signals import Interrupted, ignore_signals
 
     config, resume = parse_pretrain(arguments)
     try:
         pretrain(config, resume=resume)
-    except Interrupted as stop:
-        folder = stop.checkpoint.parent.parent
-        print(
-            f"{printable(str(stop))}\ncontinue with: contrastneg pretrain --resume {printable(str(folder))}",
-            file=sys.stderr,
-        )
+    except Interrupted as stop:  # it has said so itself
+        ignore_signals()
         return 128 + stop.signum
+    except Diverged as stop:
+        if is_first_process():
+            print(f"contrastneg: {stop}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -109,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
+        print("contrastneg: stopped by SIGINT", file=sys.stderr)
         return 130
 
 

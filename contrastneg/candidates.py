@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
+from contrastneg.negatives import Stage
 from contrastneg.stepping import is_logged
 
 
@@ -39,10 +40,18 @@ def same_class_share(
     return (int(counts[query_label[known]].sum()) - own) / different if different > 0 else float("nan")
 
 
+def source_of(method: Any) -> Stage | None:
+    """The stage that chooses a method's candidates in place of its queue or batch, if there is one."""
+    sources = [stage for stage in method.stages if stage.kind == "source"]
+    return next((s for s in reversed(sources) if getattr(s, "combine", "replace") == "replace"), None)
+
+
 class CandidateShares(Callback):
     """Logs the state of the candidates that the coming step will see, over all ranks, at every step that is logged.
 
-    Also before the last step of each epoch, for the line that ends the epoch.
+    Also before the last step of each epoch, as ``epoch/...`` for the line that ends the epoch. Where source stages choose or
+    add candidates the shares are left out: those of the queue or batch would not be those of the table. What the loss saw
+    is in ``negatives/...`` then.
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for this statistic only.
@@ -50,17 +59,32 @@ class CandidateShares(Callback):
 
     def __init__(self, label_table: Int64[Tensor, " T"] | None = None) -> None:
         self.label_table = label_table
+        self.last: dict[str, float] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TwoViews, batch_idx: int) -> None:
         """Look at the queue before the step changes it, or at the batch where there is no queue."""
-        if not is_logged(trainer) and batch_idx + 1 < trainer.num_training_batches:
-            return
-        query_id = distributed.all_gather(batch.image_id).cpu()
-        queue: Any = getattr(pl_module, "queue", None)
+        ends = batch_idx + 1 >= trainer.num_training_batches or 0 < trainer.max_steps <= trainer.global_step + 1
+        if is_logged(trainer) or ends:
+            self.last = self.shares(pl_module, distributed.all_gather(batch.image_id).cpu())
+            for name, share in self.last.items():
+                pl_module.log(f"candidates/{name}", share)
+
+    def shares(self, method: Any, query_id: Int64[Tensor, " B"]) -> dict[str, float]:
+        """``queue_fill``, ``own`` and ``same_class``, as far as they are known and say what the loss sees."""
+        queue: Any = getattr(method, "queue", None)
         key_id = query_id if queue is None else queue.filled_keys()[1].cpu()
+        found = {}
+        if queue is not None and source_of(method) is None:
+            found["queue_fill"] = len(key_id) / len(queue.keys)
+        if not len(key_id) or any(stage.kind == "source" for stage in method.stages):
+            return found
         if queue is not None:
-            pl_module.log("candidates/queue_fill", len(key_id) / len(queue.keys))
-            if len(key_id):
-                pl_module.log("candidates/own", own_share(query_id, key_id))
-        if self.label_table is not None and len(key_id):
-            pl_module.log("candidates/same_class", same_class_share(query_id, key_id, self.label_table))
+            found["own"] = own_share(query_id, key_id)
+        if self.label_table is not None:
+            found["same_class"] = same_class_share(query_id, key_id, self.label_table)
+        return found
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what the epoch's last step saw, which need not be a logged step."""
+        for name, share in self.last.items():
+            pl_module.log(f"epoch/{name}", share)

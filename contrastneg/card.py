@@ -1,5 +1,8 @@
 """The start card: what will run, once everything derived is known."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from contrastneg.config import Pretrain
+from contrastneg.candidates import source_of
+from contrastneg.config import Pretrain, plain
 from contrastneg.console import Output, human, start_card
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
+from contrastneg.negatives import Stage
 from contrastneg.stepping import effective_rate
 
 
@@ -33,8 +38,11 @@ class StartCard(Callback):
         global_batch = config.batch_size * device.world_size
         rows = [
             ("images", "\n".join(self.opened.lines)),
+            ("scores", scores_line(self.opened)),
             ("views", "\n".join(describe(config.views))),
             ("method", method_line(pl_module, global_batch)),
+            *stage_rows(pl_module.stages),
+            ("loss", f"{settings_line(pl_module.objective)} at temperature {pl_module.temperature:g}"),
             ("encoder", f"{backbone_name(pl_module)}, {human(trained)} parameters"),
             ("schedule", schedule_line(trainer, global_batch, config, len(self.opened.train))),
             ("learning rate", effective_rate(pl_module).text),
@@ -46,24 +54,60 @@ class StartCard(Callback):
         self.output.print(start_card("contrastneg pretrain", rows, self.notes))
 
 
+def scores_line(opened: OpenedData) -> str:
+    """What kNN and linear classifiers will learn from, and what they will be asked about."""
+    if opened.bank is None or opened.queries is None:
+        return "none: there are no labels"
+    learned, asked = (count_of(len(images), "labelled image") for images in (opened.bank, opened.queries))
+    return f"kNN and linear classifiers learn from {learned} and are asked about {asked} that they have not seen"
+
+
 def method_line(method: Any, global_batch: int) -> str:
-    """Method, loss unless it is InfoNCE, temperature and negatives per query in words."""
-    queue = getattr(method, "queue", None)
-    sources = [
-        stage for stage in method.stages if stage.kind == "source" and getattr(stage, "combine", "replace") == "replace"
-    ]
-    if sources:
-        candidates = f"candidates of {type(sources[-1]).__name__}"
+    """Method, momentum and negatives per query in words."""
+    queue, source = getattr(method, "queue", None), source_of(method)
+    if source is not None:
+        candidates = f"candidates of {type(source).__name__}"
     elif queue is not None:
         candidates = f"up to {len(queue.keys):,} queued keys per query"
     else:
         views = 2 * global_batch - 2 if type(method).__name__ == "SimCLR" else global_batch - 1
         candidates = f"{views:,} batch negatives per query"
-    names = [type(stage).__name__ + (" (true labels)" if stage.oracle else "") for stage in method.stages]
-    stages = f"; stages: {', '.join(names)}" if names else ""
-    loss = type(method.objective).__name__
-    named = "" if loss == "InfoNCE" else f", loss {loss}"
-    return f"{type(method).__name__}{named}, temperature {method.temperature:g}, {candidates}{stages}"
+    momentum = f", momentum {value_text(method.momentum)}" if hasattr(method, "momentum") else ""
+    return f"{type(method).__name__}{momentum}, {candidates}"
+
+
+def stage_rows(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """A row with each stage on a line of its own; none without stages."""
+    lines = [
+        f"{place}. {settings_line(stage)}{' (uses true labels)' if stage.oracle else ''}"
+        for place, stage in enumerate(stages, start=1)
+    ]
+    return [("stages", "\n".join(lines))] if lines else []
+
+
+def settings_line(thing: Any) -> str:
+    """A stage, loss or schedule by its class's name, with the settings that are not the defaults."""
+    given = [
+        f"{field.name} {value_text(getattr(thing, field.name))}"
+        for field in fields(thing)
+        if field.init and not is_default(field, getattr(thing, field.name))
+    ]
+    return f"{type(thing).__name__} ({', '.join(given)})" if given else type(thing).__name__
+
+
+def is_default(field: Field, setting: Any) -> bool:
+    """Whether a dataclass would have this setting without being told."""
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return plain(default) == plain(setting) if default is not MISSING else False
+
+
+def value_text(setting: Any) -> str:
+    """A setting as a reader would write it."""
+    if is_dataclass(setting):
+        return settings_line(setting)
+    if isinstance(setting, (list, tuple)):
+        return "[" + ", ".join(map(value_text, setting)) + "]"
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
 
 
 def backbone_name(method: pl.LightningModule) -> str:
@@ -105,7 +149,7 @@ def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> 
         world_size: Processes.
     """
     queue = getattr(method, "queue", None)
-    if queue is None:
+    if queue is None or source_of(method) is not None:
         return []
     size, global_batch = len(queue.keys), config.batch_size * world_size
     per_epoch = (images // global_batch * global_batch if config.drop_last else images) * (1 + method.symmetric)
@@ -124,6 +168,27 @@ def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> 
             f"of each image, and the loss rises until it is full after {size / per_epoch:.1f} epochs"
         )
     return notes
+
+
+def stage_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
+    """A warning for each stage whose beginning lies beyond the end of the run.
+
+    Args:
+        method: The method.
+        config: Settings of the run.
+        images: Images pretrained on.
+        world_size: Processes.
+    """
+    global_batch = config.batch_size * world_size
+    batches = images // global_batch if config.drop_last else -(-images // global_batch)
+    per_epoch = max(1, -(-batches // config.accumulate))
+    steps = min(config.epochs * per_epoch, config.max_steps or math.inf)
+    return [
+        f"stage {type(stage).__name__} does nothing in this run: it begins at epoch {first:g} and the run ends after "
+        f"{steps / per_epoch:.3g} (lower its warmup_epochs, begin_at or start, or train longer)"
+        for stage in method.stages
+        if (first := stage.first_epoch(steps / per_epoch)) > (steps - 1) / per_epoch
+    ]
 
 
 def oracle_notes(method: Any) -> list[str]:

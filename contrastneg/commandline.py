@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from contrastneg.annotations import choices, parameters, record_in, type_of
+from contrastneg.checks import refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import add_positional, list_of_classes, page_of_class, parser_of_verb
@@ -235,7 +236,10 @@ def natural_size(parsed: Namespace) -> int:
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
     """Settings as objects."""
     torch.manual_seed(derive_seed(parsed.seed, "weights"))
-    objects = parser.instantiate(parsed)
+    try:
+        objects = parser.instantiate(parsed)
+    except ValueError as error:
+        raise refusal(error, parsed.as_dict()) from error
     return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
 
 

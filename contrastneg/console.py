@@ -1,5 +1,6 @@
 """What a run says on the terminal: the start card, the bar, one line per epoch, the final table."""
 
+import math
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
 from contrastneg.writing import printable
@@ -129,7 +131,9 @@ class RunProgress(Callback):
         self.meter = EpochMeter()
         self._resumed_from = (0.0, 0)
         self._started: float | None = None
-        self._pending: list[Tensor] = []
+        self._pending: list[tuple[int, Tensor]] = []
+        self._not_finite: tuple[int, float] | None = None
+        self._step = 0
         self._bar: Progress | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,6 +169,7 @@ class RunProgress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock with the first batch after a pause."""
+        self._step = trainer.global_step
         if self._started is None:
             self._started = time.perf_counter()
         if self._bar is None and self.show_bar and trainer.is_global_zero:
@@ -172,29 +177,36 @@ class RunProgress(Callback):
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]:.0f} images/s  loss {task.fields[loss]:.3f}"),
+                TextColumn("{task.fields[speed]:.0f} images/s{task.fields[loss]}"),
                 TimeRemainingColumn(),
                 console=self.output.console,
                 transient=True,
             )
-            self._bar.add_task("", total=trainer.estimated_stepping_batches, epoch=1, speed=0.0, loss=float("nan"))
+            self._bar.add_task("", total=trainer.estimated_stepping_batches, epoch=1, speed=0.0, loss="")
             self._bar.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step; numbers are read from the device only every 10 steps."""
+        """Note the step; numbers are read from the device after an epoch's first step and then every 10 steps.
+
+        Raises:
+            Diverged: A loss is not finite.
+        """
         self.images += len(outputs["image_id"]) * trainer.world_size
-        self._pending.append(outputs["sums"])
-        if len(self._pending) >= 10:
+        self._pending.append((self._step, outputs["sums"]))
+        if len(self._pending) >= 10 or batch_idx == 0:
             self._settle()
+            check_loss(trainer, self._not_finite)
         if self._bar is not None:
             self._draw(trainer)
 
     def _settle(self) -> None:
         """Move pending device numbers into the meter."""
-        for sums in self._pending:
+        for step, sums in self._pending:
             loss, queries, hits, contrasted = sums.tolist()
+            if self._not_finite is None and not math.isfinite(loss):
+                self._not_finite = (step, loss)
             self.meter.add((loss, hits, queries - contrasted), (queries, contrasted, queries))
         self._pending.clear()
 
@@ -206,14 +218,19 @@ class RunProgress(Callback):
                 completed=trainer.global_step,
                 epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
                 speed=self.images_per_second(),
-                loss=self.meter.means()["loss"] if any(self.meter.numbers) else float("nan"),
+                loss=f"  loss {self.meter.means()['loss']:.3f}" if any(self.meter.numbers) else "",
             )
         except OSError:
             self.show_bar, self._bar = False, None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock; first in the list of callbacks, so that evaluation is not counted."""
+        """Stop the clock; first in the list of callbacks, so that evaluation is not counted.
+
+        Raises:
+            Diverged: A loss is not finite.
+        """
         self._settle()
+        check_loss(trainer, self._not_finite)
         self.pause()
         means = self.meter.global_means()
         metrics = {
@@ -241,9 +258,9 @@ LEGEND = {
     "accuracy": "queries whose positive is more similar than every candidate",
     "kNN": "test images whose nearest training images vote for their class",
     "probe": "training images that a linear classifier gets right before it learns from them",
-    "queue": "slots filled",
-    "own": "candidates that show the query's own image (they are masked)",
-    "same class": "candidates of the query's class, false negatives",
+    "queue": "slots filled before the epoch's last step",
+    "own": "candidates of that step that show the query's own image (they are masked)",
+    "same class": "candidates of the epoch's last step that are of the query's class, false negatives",
 }
 
 
@@ -256,7 +273,7 @@ class EpochLine(Callback):
         self.knn = knn
         self._explained = False
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the line."""
         if not trainer.is_global_zero:
             return
@@ -266,6 +283,9 @@ class EpochLine(Callback):
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     self.output.print(f"[dim]  {word}: {meaning}[/]")
+            if sources := [type(stage).__name__ for stage in pl_module.stages if stage.kind == "source"]:
+                said = f"chosen by {', '.join(sources)}: shares of the queue or batch are not shown, metrics.csv has negatives/..."
+                self.output.print(f"[dim]  candidates: {said}[/]")
             self._explained = True
 
 
@@ -284,9 +304,9 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
     shown = (
         ("knn/top1", "kNN {:.1f} %", 100),
         ("probe/accuracy", "probe {:.1f} %", 100),
-        ("candidates/queue_fill", "queue {:.0f} %", 100),
-        ("candidates/own", "own {:.2g} %", 100),
-        ("candidates/same_class", "same class {:.1f} %", 100),
+        ("epoch/queue_fill", "queue {:.0f} %", 100),
+        ("epoch/own", "own {:.2g} %", 100),
+        ("epoch/same_class", "same class {:.1f} %", 100),
     )
     if trainer.current_epoch > 0 and logged["candidates/empty_rows"] > 0:  # at first an empty queue is no news
         parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")

@@ -55,7 +55,7 @@ def contrast(
         Loss per query; whether its positive is more similar than every candidate; whether it had a candidate.
     """
     if needs_no_table(objective, stages) and not keys.requires_grad:
-        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id))
+        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id), image_id)
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
         return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)

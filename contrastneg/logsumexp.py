@@ -112,7 +112,7 @@ def table_logsumexp(
 
 
 def own_pairs(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> Int64[Tensor, "E 2"]:
-    """Pairs (query, key) that come from the same image; an id of -1 matches nothing.
+    """Pairs (query, key) that come from the same image; an id of -1 matches nothing, lower ones name foreign images.
 
     The keys are first looked up among the sorted query ids, so a large queue costs K log B and no (B, K) comparison.
 
@@ -127,7 +127,7 @@ def own_pairs(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> Int
         return query_id.new_empty(0, 2)
     known = query_id.sort().values
     nearest = known[torch.searchsorted(known, key_id).clamp_(max=len(known) - 1)]
-    column = ((nearest == key_id) & (key_id >= 0)).nonzero()[:, 0]
+    column = ((nearest == key_id) & (key_id != -1)).nonzero()[:, 0]
     row, hit = (query_id[:, None] == key_id[column]).nonzero(as_tuple=True)
     return torch.stack([row, column[hit]], dim=1)
 

@@ -28,6 +28,7 @@ from contrastneg.schedules import Schedule, over_run, value
 from contrastneg.stepping import (
     clock_of,
     effective_rate,
+    foreign,
     keep_settings,
     record_of_step,
     refresh_stages,
@@ -107,7 +108,8 @@ class MoCo(pl.LightningModule):
             raise ValueError(f"method.momentum is {momentum}: give a number, or a schedule, within 0 and 1")
         if bn_splits < 1:
             raise ValueError(f"method.bn_splits is {bn_splits}: give at least 1")
-        self.pipeline = Pipeline(stages or [], {"id", "support", "queue" if queue_size else "batch"}, projector.out)
+        provides = {"id", "support", "queue" if queue_size else "batch"}
+        self.pipeline = Pipeline(stages or [], provides, projector.out, loss, queue_size or None)
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective, self.momentum = temperature, loss, momentum
         self.key_buffers: Literal["own", "copy"] = key_buffers
@@ -139,7 +141,7 @@ class MoCo(pl.LightningModule):
         return self.pipeline.stages
 
     def setup(self, stage: str) -> None:
-        """Tell the stages what is known of the images."""
+        """Tell the stages and the loss what is known of the images."""
         self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:
@@ -165,20 +167,22 @@ class MoCo(pl.LightningModule):
 
         for _, key in directions:  # last: no query may meet its own key as a negative
             self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id))
+        self.log("train/momentum", self._momentum_now(), batch_size=len(query))
         return step_outputs(self, loss, values, features, batch.image_id, *scored[0][1:])
 
     def _contrast(
         self, query: Tensor, key: Tensor, image_id: Tensor, support: Tensor | None = None, direction: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         clock = replace(clock_of(self), direction=direction)
+        stages = self.stages if self.training else self.pipeline.stages_of_foreign_images
         if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, self.stages))
+            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, stages))
         else:
             keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
         record = None
         if direction == 0:
             record = self.record = record_of_step(self)
-        edits = (self.stages, self.temperature, clock, self.objective, record, support)
+        edits = (stages, self.temperature, clock, self.objective, record, support)
         return contrast(query, key, image_id, keys, key_id, *edits)
 
     def _remember(self, keys: Tensor, image_id: Tensor) -> None:
@@ -205,9 +209,12 @@ class MoCo(pl.LightningModule):
         return value(self.momentum, clock_of(self).progress)
 
     def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
-        """Loss against the queue as it stands; queue, key branch and statistics stay as they are."""
+        """Loss against the queue as it stands, without source stages; queue, key branch and statistics stay as they are.
+
+        The images are taken for others than those pretrained on, whatever their index.
+        """
         query = unit(self.predictor(self.encoder(batch.view1)))
-        loss, _, _ = self._contrast(query, unit(self.key_encoder(batch.view2)), batch.image_id)
+        loss, _, _ = self._contrast(query, unit(self.key_encoder(batch.view2)), foreign(batch.image_id))
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(query))
         return loss.mean()
 
@@ -264,7 +271,7 @@ class SimCLR(pl.LightningModule):
         keep_settings(self, locals())
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
-        self.pipeline = Pipeline(stages or [], {"id", "support", "batch"}, projector.out)
+        self.pipeline = Pipeline(stages or [], {"id", "support", "batch", "key_gradient"}, projector.out, loss)
         check_objective(loss, self.stages, temperature)
         self.temperature, self.objective = temperature, loss
         self.batch_norm, self.optimizer_settings = batch_norm, optimizer
@@ -290,7 +297,7 @@ class SimCLR(pl.LightningModule):
         return self.pipeline.stages
 
     def setup(self, stage: str) -> None:
-        """Tell the stages what is known of the images."""
+        """Tell the stages and the loss what is known of the images."""
         self.pipeline.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: TwoViews, batch_idx: int) -> None:
@@ -314,7 +321,8 @@ class SimCLR(pl.LightningModule):
         query_id = image_id.repeat(2)
         keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
         self.record, clock = record_of_step(self), clock_of(self)
-        edits = (self.stages, self.temperature, clock, self.objective, self.record, support)
+        stages = self.stages if self.training else self.pipeline.stages_of_foreign_images
+        edits = (stages, self.temperature, clock, self.objective, self.record, support)
         scored = contrast(query, partner, query_id, keys, key_id, *edits)
         if self.training:
             self.pipeline.update(keys.detach(), key_id, clock)
@@ -329,9 +337,12 @@ class SimCLR(pl.LightningModule):
         return torch.stack(views, dim=1).repeat(2, 1, 1)
 
     def validation_step(self, batch: TwoViews, batch_idx: int) -> Tensor:
-        """NT-Xent of a batch; nothing is changed."""
+        """NT-Xent of a batch, without source stages; nothing is changed.
+
+        The images are taken for others than those pretrained on, whatever their index.
+        """
         view1, view2 = (unit(self.encoder(view)) for view in (batch.view1, batch.view2))
-        loss, _, _ = self._contrast(view1, view2, batch.image_id)
+        loss, _, _ = self._contrast(view1, view2, foreign(batch.image_id))
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(view1))
         return loss.mean()
 

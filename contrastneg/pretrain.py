@@ -28,7 +28,7 @@ from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.batchnorm import SyncBatchNorm
 from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard, oracle_notes, queue_notes
+from contrastneg.card import StartCard, oracle_notes, queue_notes, stage_notes
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
@@ -41,7 +41,7 @@ from contrastneg.device import (
     resolve_device,
     synchronised,
 )
-from contrastneg.evaluate.final import final_scores
+from contrastneg.evaluate.final import Pictures, final_scores, pictures_without_labels, view_pairs
 from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
@@ -56,9 +56,9 @@ from contrastneg.runfolder import (
     new_run_folder,
     newest_checkpoint,
     read_checkpoint,
-    stopped_by_signals,
     write_json,
 )
+from contrastneg.signals import Signals
 from contrastneg.writing import whole_file, write_text
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
@@ -77,6 +77,7 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
     Raises:
         ValueError: If the settings cannot work with each other, the data or this machine.
         Interrupted: If a signal asked the run to stop; its state is saved.
+        Diverged: If the loss or the weights are no longer finite; the last good checkpoint stays.
     """
     device = resolve_device(config)
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
@@ -99,13 +100,15 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
 
 def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     output = Output(enabled=distributed.is_first_process())
-    notes = [
+    told = [
         *device.notes,
         *opened.notes,
         *batch_norm_notes(config.method, device),
         *queue_notes(config.method, config, len(opened.train), device.world_size),
+        *stage_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
     ]
+    notes = list(dict.fromkeys(told))
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():
         notes.append("allocator setting not available on this system: large buffers go back to the kernel each step")
     method: Any = config.method
@@ -138,9 +141,9 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     knn = OnlineKnn(config.knn_every, k=config.knn_k, temperature=config.knn_temperature) if data.scored else None
     card = StartCard(output, config, opened, device, notes, folder)
     quiet_lightning()
-    trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint)
-    trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    with stopped_by_signals(folder / "checkpoints" / "last.ckpt"):
+    with Signals(checkpoint) as signals:
+        trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint, signals)
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         return finish(config, trainer, method, untrained, data, progress, output, folder, notes)
 
 
@@ -153,6 +156,7 @@ def build_trainer(
     knn: OnlineKnn | None,
     card: Callback,
     checkpoint: Path | None,
+    signals: Signals | None = None,
 ) -> pl.Trainer:
     """The Lightning Trainer of a run. Order of callbacks: clock, seeds, scores, line, checkpoint."""
     label_table = data.label_table()
@@ -163,7 +167,7 @@ def build_trainer(
         callbacks.append(knn)
     callbacks += [
         EpochLine(progress.output, progress, knn),
-        Checkpoints(folder / "checkpoints", config.checkpoint_every),
+        Checkpoints(folder / "checkpoints", config.checkpoint_every, signals=signals),
     ]
     strategy: Any = "auto"
     if device.world_size > 1:
@@ -221,7 +225,7 @@ class StepSeed(Callback):
 
 
 def write_run_folder(folder: Path, config: Pretrain) -> None:
-    """The folder with the settings as given, the command and the environment, before anything is derived.
+    """The folder with the settings, defaults included, the command and the environment, before anything is derived.
 
     Local paths are written absolute, so that the run can be resumed from another folder.
 
@@ -260,13 +264,15 @@ def finish(
         save_encoder(folder / "encoder.safetensors", config, method)
     table: list[dict[str, Any]] = []
     score_notes: list[str] = []
-    if data.scored and config.final_scores:
-        device, dtype = trainer.strategy.root_device, encoder_dtype(trainer)
+    device, dtype = trainer.strategy.root_device, encoder_dtype(trainer)
+    if not config.final_scores:
+        pictures = Pictures(view_pairs(data))
+    elif not data.scored:
+        pictures = pictures_without_labels(method.backbone, data, device, dtype, config.seed)
+    else:
         table, score_notes, pictures = final_scores(
             config, method.backbone, untrained.to(method.dtype), data, device, dtype, say=output.print
         )
-        if trainer.is_global_zero:
-            pictures.save(folder / "pictures.npz")
     summary = {
         "command": first_command(folder),
         "method": type(method).__name__,
@@ -275,9 +281,10 @@ def finish(
         "images_per_second": round(progress.images_per_second(), 1),
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "table": table,
-        "notes": [*notes, *score_notes],
+        "notes": list(dict.fromkeys([*notes, *score_notes])),
     }
     if trainer.is_global_zero:
+        pictures.save(folder / "pictures.npz")
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:

@@ -8,15 +8,12 @@ import csv
 import json
 import os
 import platform
-import signal
 import sys
-import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,18 +26,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from contrastneg import distributed
 from contrastneg.data.archives import expand_braces
 from contrastneg.data.named import NAMED
+from contrastneg.divergence import check_weights
+from contrastneg.signals import Interrupted, Signals
 from contrastneg.writing import whole_file, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy")
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is in a checkpoint."""
-
-    def __init__(self, signum: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; saved {checkpoint}")
-        self.signum = signum
-        self.checkpoint = checkpoint
 
 
 def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
@@ -178,22 +168,25 @@ class Checkpoints(Callback):
     """``checkpoints/last.ckpt`` every n optimizer steps and after each epoch; ``best.ckpt`` by kNN; a stop on signals.
 
     SIGINT and SIGTERM are noted and obeyed after the current optimizer step, on all ranks together: the state goes to
-    ``checkpoints/interrupted.ckpt`` and :class:`Interrupted` ends the run. A second signal ends it at once.
+    ``checkpoints/interrupted.ckpt`` and :class:`contrastneg.signals.Interrupted` ends the run. Weights that are not finite
+    are never saved: :class:`contrastneg.divergence.Diverged` ends the run instead.
 
     Args:
         folder: The checkpoint folder.
         every: Optimizer steps between checkpoints within an epoch; None saves after epochs only.
         monitor: Logged metric whose largest value marks the best checkpoint; values that are not numbers never do.
+        signals: Tells of SIGINT and SIGTERM; by default nobody does.
     """
 
-    def __init__(self, folder: Path, every: int | None, monitor: str = "knn/top1") -> None:
+    def __init__(
+        self, folder: Path, every: int | None, monitor: str = "knn/top1", signals: Signals | None = None
+    ) -> None:
         self.folder = folder
         self.every = every
         self.monitor = monitor
         self.best: float | None = None
         self.saved_step = -1
-        self.signum: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self.signals = signals or Signals()
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
@@ -204,14 +197,10 @@ class Checkpoints(Callback):
         self.best = state_dict["best"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over SIGINT and SIGTERM while training (not in a thread, where Python allows no handlers)."""
+        """From here on signals are noted, no longer obeyed at once; Lightning has taken SIGTERM for itself meanwhile."""
         self.saved_step = trainer.global_step
-        self._handlers = take_signals(self._note_signal)
-
-    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            raise KeyboardInterrupt
-        self.signum = signum
+        self.signals.at_once = False
+        self.signals.take()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -220,7 +209,7 @@ class Checkpoints(Callback):
         if trainer.fit_loop._should_accumulate() or batch_idx + 1 >= trainer.num_training_batches:
             return
         due = self.every is not None and trainer.global_step - self.saved_step >= self.every
-        signum = distributed.largest(self.signum or 0)  # rank 0, which writes the row, may not have been told
+        signum = distributed.largest(self.signals.signum or 0)  # rank 0, which writes the row, may not have been told
         if due or signum:
             write_row_of_step(trainer)
         self._stop(trainer, signum)
@@ -239,7 +228,7 @@ class Checkpoints(Callback):
         if improved:
             self._save(trainer, "best.ckpt")
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._stop(trainer, distributed.largest(self.signum or 0))
+            self._stop(trainer, distributed.largest(self.signals.signum or 0))
 
     def _stop(self, trainer: pl.Trainer, signum: int) -> None:
         if signum:
@@ -247,50 +236,15 @@ class Checkpoints(Callback):
             raise Interrupted(signum, self.folder / "interrupted.ckpt")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
+        check_weights(trainer)
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # optimizer and loops, too
         self.saved_step = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back; obey one that came during the last epoch's scores."""
-        self._give_signals_back()
-        if signum := distributed.largest(self.signum or 0):
+        """From here on signals are obeyed at once; obey one that came during the last epoch's scores."""
+        self.signals.checkpoint, self.signals.at_once = self.folder / "last.ckpt", True
+        if signum := distributed.largest(self.signals.signum or 0):
             raise Interrupted(signum, self.folder / "last.ckpt")
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._give_signals_back()
-
-    def _give_signals_back(self) -> None:
-        """Before Lightning gives back its own: restored later, they would stay on and swallow SIGTERM."""
-        restore_signals(self._handlers)
-        self._handlers = {}
-
-
-@contextmanager
-def stopped_by_signals(checkpoint: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM raise :class:`Interrupted` at once: for work after training, which is in the checkpoint."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum, checkpoint)
-
-    earlier = take_signals(stop)
-    try:
-        yield
-    finally:
-        restore_signals(earlier)
-
-
-def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let ``handler`` answer SIGINT and SIGTERM; returns what did before. In a thread Python allows none: nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-
-def restore_signals(handlers: dict[int, Any]) -> None:
-    """Undo :func:`take_signals`."""
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 def write_row_of_step(trainer: pl.Trainer) -> None:

@@ -90,6 +90,12 @@ def refresh_stages(module: Any, encoder: nn.Module) -> None:
     module.pipeline.refresh(embeddings, clock_of(module), module.trainer.current_epoch)
 
 
+def foreign(image_id: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """Ids for images that are not the pretraining images of the same number: below -1, where no table of a stage has a row
+    and no key of the queue is theirs, but their own views still find each other."""
+    return -2 - image_id
+
+
 def record_of_step(module: Any) -> Record | None:
     """An empty record in steps that are logged, for what the stages and the loss do in them."""
     return Record(module.pipeline.labels) if module.training and is_logged(module.trainer) else None

@@ -19,6 +19,8 @@ class Sums(ABC):
 
     positive: Float[Tensor, " B"]
     """Cosine of each query and its positive."""
+    image_id: Int64[Tensor, " B"]
+    """Image of each query, -1 where it is not known."""
 
     @abstractmethod
     def logsumexp(self, temperature: float, *, constant: bool = False) -> Float[Tensor, " B"]:
@@ -38,7 +40,7 @@ class TableSums(Sums):
 
     def __init__(self, negatives: Negatives) -> None:
         self.negatives = negatives
-        self.positive = negatives.positive_similarity
+        self.positive, self.image_id = negatives.positive_similarity, negatives.query_id
 
     def logsumexp(self, temperature: float, *, constant: bool = False) -> Float[Tensor, " B"]:
         """See :class:`Sums`."""
@@ -62,6 +64,7 @@ class KeySums(Sums):
         positive: Unit-norm positives.
         keys: Unit-norm keys; they may be overwritten before the backward pass.
         exclude: Pairs (row of query, row of keys) that do not count.
+        image_id: Image of each query, if it is known.
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class KeySums(Sums):
         positive: Float[Tensor, "B D"],
         keys: Float[Tensor, "K D"],
         exclude: Int64[Tensor, "E 2"],
+        image_id: Int64[Tensor, " B"] | None = None,
     ) -> None:
         self.query, self.keys, self.exclude = wide(query), keys, exclude
         self.positive = (self.query * positive).sum(dim=1)
+        self.image_id = exclude.new_full((len(query),), -1) if image_id is None else image_id
         self._hardest: Tensor | None = None
 
     def logsumexp(self, temperature: float, *, constant: bool = False) -> Float[Tensor, " B"]:

@@ -12,4 +12,5 @@ fi
 ruff check .
 ruff format --check .
 pyright
-pytest "$@"
+# One thread in each of as many processes as there are cores: tests are many and small.
+OMP_NUM_THREADS=1 pytest --numprocesses=auto --dist=loadfile "$@"

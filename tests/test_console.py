@@ -1,6 +1,10 @@
 """What an epoch's line is made of."""
 
+import io
+from unittest.mock import MagicMock
+
 import pytest
+from pytorch_lightning import LightningModule, Trainer
 
 
 def test_an_epochs_means_over_ranks_weigh_by_what_each_rank_counted():
@@ -19,3 +23,76 @@ def test_an_epoch_without_observations_has_means_of_zero():
     from contrastneg.console import EpochMeter
 
     assert EpochMeter().means() == {"loss": 0.0, "accuracy": 0.0, "empty": 0.0}
+
+
+class Sums:
+    """A step's sums on a device; notes when they are read."""
+
+    def __init__(self, step, reads, loss=4.0):
+        self.step, self.reads, self.loss = step, reads, loss
+
+    def tolist(self):
+        self.reads.append(self.step)
+        return [2 * self.loss, 2.0, 1.0, 2.0]
+
+
+def trained(progress, trainer, losses):
+    """Train one epoch of made-up losses; returns after how many steps which sums had been read."""
+    read_after, reads = {}, []
+    module = LightningModule()
+    progress.on_train_epoch_start(trainer, module)
+    for step, loss in enumerate(losses):
+        trainer.global_step = step
+        progress.on_train_batch_start(trainer, module, None, step)
+        trainer.global_step = step + 1
+        progress.on_train_batch_end(trainer, module, {"image_id": [0, 1], "sums": Sums(step, reads, loss)}, None, step)
+        read_after[step] = len(reads)
+    return read_after
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """A progress bar on a terminal of 80 columns, and what it writes there."""
+    from contrastneg.console import Output, PatientConsole, RunProgress
+
+    output = Output()
+    output.console = PatientConsole(file=io.StringIO(), force_terminal=True, width=80)
+    return RunProgress(output), output.console.file
+
+
+def trainer_of_ten_steps():
+    return MagicMock(
+        spec=Trainer, world_size=1, is_global_zero=True, current_epoch=0, max_epochs=2, estimated_stepping_batches=20
+    )
+
+
+def test_the_bar_shows_the_loss_from_the_first_step_and_never_a_loss_that_is_not_there(screen):
+    progress, written = screen
+    trainer = trainer_of_ten_steps()
+    for _ in range(2):
+        trained(progress, trainer, [4.0])
+        progress._bar.refresh()
+        assert "loss 4.000" in written.getvalue()
+    progress.pause()
+    assert "nan" not in written.getvalue()
+
+
+def test_losses_are_read_after_the_first_step_and_then_every_tenth(screen):
+    progress, _ = screen
+    read = trained(progress, trainer_of_ten_steps(), [4.0] * 25)
+    progress.pause()
+    assert [step for step in read if read[step] != read.get(step - 1, 0)] == [0, 10, 20]
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_reading_and_is_told_with_its_step(screen, tmp_path, lost):
+    from contrastneg.divergence import Diverged
+
+    progress, _ = screen
+    trainer = trainer_of_ten_steps()
+    trainer.default_root_dir = tmp_path
+    trainer.optimizers = [MagicMock(param_groups=[{"lr": 0.03}])]
+    trainer.lightning_module, trainer.precision = MagicMock(temperature=0.2), "bf16-mixed"
+    with pytest.raises(Diverged, match=rf"^the loss is {lost} at step 3, epoch 1: look at the learning rate \(0.03\)"):
+        trained(progress, trainer, [4.0] * 3 + [lost] * 20)
+    progress.pause()

@@ -248,7 +248,7 @@ def test_stages_edit_what_the_loss_sees_and_keeping_everything_is_the_plain_meth
     assert fewer[1] < plain[1] < more[1]
 
 
-LOSSES = ["Debiased", "HardWeighted", "Decoupled", "DecoupledWeighted", "DualTemperature", "RINCE", "CosineContrastive", "BPR",
+LOSSES = ["Debiased", "HardWeighted", "Decoupled", "SogCLR", "DecoupledWeighted", "DualTemperature", "RINCE", "CosineContrastive", "BPR",
           "Triplet", "Sigmoid", "BinaryCrossEntropy", "DualAMN", "Spectral", "Square", "AlignUniform"]  # fmt: skip
 
 

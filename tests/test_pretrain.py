@@ -159,6 +159,23 @@ def test_bad_images_stop_the_run_by_name_or_are_left_out_and_listed(tmp_path, ca
     assert "page.jpg" in notes
 
 
+def test_a_run_whose_loss_is_lost_ends_with_one_line_and_keeps_its_last_finite_checkpoint(tmp_path, folder, capsys):
+    out = tmp_path / "run"
+    arguments = ["--method.optimizer.lr", 1e30, "--epochs", 2, "--checkpoint-every", 1, "--run", out]
+    assert run(folder, *MOCO, *SMALL, *arguments) == 1
+    said = capsys.readouterr().err
+    kept = out / "checkpoints" / "last.ckpt"
+    found = re.fullmatch(
+        r"contrastneg: (?:the loss is nan|weights are not finite) at step (\d+), epoch 1: look at .*\n", said
+    )
+    assert found, said
+    assert all(word in said for word in ("learning rate (", "temperature (0.2)", "precision (", f"finite, is {kept}"))
+    state = torch.load(kept, weights_only=True)
+    assert 0 < state["global_step"] <= int(found[1])
+    assert all(t.isfinite().all() for name, t in state["state_dict"].items() if name.endswith("weight"))
+    assert not (out / "summary.json").exists()
+
+
 def test_a_grey_encoder_trains_on_grey_images(tmp_path, folder):
     out = tmp_path / "run"
     arguments = ["--method.backbone.in_channels", 1, "--epochs", 1, "--knn_k", 3, "--run", out]
@@ -321,6 +338,30 @@ def test_a_signal_saves_names_the_checkpoint_and_exits_non_zero(tmp_path, signum
     assert "Traceback" not in errors
     for name in ("last.ckpt", "interrupted.ckpt"):
         assert torch.load(out / "checkpoints" / name, weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.parametrize(("first", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_one_after_another_to_the_run_and_its_loader_workers_end_it_once_saved_and_said(
+    tmp_path, first, status
+):
+    out = tmp_path / "run"
+    streaming = ["--loading", "stream", "--workers", 2] if first == signal.SIGINT else []
+    arguments = ["shapes", *SMALL, *streaming, "--limit-images", 100, "--epochs", 500, "--knn_every", 0]
+    process = start(*arguments, "--checkpoint-every", 2, "--run", out)
+    assert process.stderr is not None
+    wait_for_newer(out / "checkpoints" / "last.ckpt", 0, process)
+    send = (lambda signum: os.killpg(process.pid, signum)) if streaming else process.send_signal
+    send(first)
+    assert process.stderr.readline() == f"{first.name}: the run stops after this step and saves its state\n"
+    for signum in (signal.SIGINT, signal.SIGTERM, first):
+        if process.poll() is None:  # SIGTERM to a worker is a worker's death, which torch reports
+            process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert errors.count(f"stopped by {first.name}; saved {out / 'checkpoints' / 'interrupted.ckpt'}") == 1
+    assert errors.count("is ignored: the run is stopping already") <= 1
+    assert errors.count("\n") <= 3, errors
+    assert torch.load(out / "checkpoints" / "interrupted.ckpt", weights_only=True)["global_step"] > 0
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

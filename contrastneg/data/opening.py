@@ -57,15 +57,17 @@ def open_data(config: Pretrain) -> OpenedData:
     bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
     found, loading = training_set(full, config, scored_on_it=bank is full)
-    train, lines, scan_notes = found.images, found.lines, found.notes
+    train, lines, scan_notes = found.images, under("to pretrain on", found.lines), found.notes
     if bank is full:
         bank = train
     elif bank is not None:
         scanned = usable(bank, config, whole=loading == "memory")
-        bank, lines, scan_notes = scanned.images, lines + scanned.lines, scan_notes + scanned.notes
+        lines += under("to learn scores from" if not must_part else "to score on", scanned.lines)
+        bank, scan_notes = scanned.images, scan_notes + scanned.notes
     if queries is not None and not must_part:
         scanned = usable(queries, config, whole=loading == "memory")
-        queries, lines, scan_notes = scanned.images, lines + scanned.lines, scan_notes + scanned.notes
+        lines += under("to score on", scanned.lines)
+        queries, scan_notes = scanned.images, scan_notes + scanned.notes
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
@@ -73,6 +75,11 @@ def open_data(config: Pretrain) -> OpenedData:
             "all of them were pretrained on or may have been, so compare such scores with each other only"
         )
     return OpenedData(train, bank, queries, loading, lines, [*full.notes, *scan_notes, *notes])
+
+
+def under(purpose: str, lines: list[str]) -> list[str]:
+    """The lines of a set, the first one with what the set is for."""
+    return [f"{purpose}: {lines[0]}", *lines[1:]]
 
 
 def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
@@ -132,7 +139,7 @@ def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[
 def usable(source: ImageSet, config: Pretrain, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
-        return Usable(source, [f"{source.name} {source.split}: {len(source):,} images"], [], True)
+        return Usable(source, [f"{len(source):,} images of {source.name}"], [], True)
     report = scan(source, config.on_bad_image, whole=whole and config.on_bad_image == "skip")
     notes = [f"left out {name}: {why}" for name, why in report.bad]
     kept = source.subset(report.usable) if report.bad else source

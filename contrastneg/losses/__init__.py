@@ -4,6 +4,7 @@ All of them compute in float32 (float64 for float64 input) whatever autocast say
 has loss exactly 0 and zero gradient. ``..._from_logsumexp`` forms need no table of similarities.
 """
 
+from contrastneg.losses.average import moving_average_from_logsumexp, moving_average_info_nce
 from contrastneg.losses.debiased import (
     debiased_info_nce,
     debiased_logsumexp,
@@ -60,6 +61,8 @@ __all__ = [
     "info_nce",
     "info_nce_from_logsumexp",
     "log_mean_exp",
+    "moving_average_from_logsumexp",
+    "moving_average_info_nce",
     "multi_positive_info_nce",
     "normalised_hard",
     "nt_xent",

@@ -22,6 +22,7 @@ from contrastneg.negatives.hops import HopMix
 from contrastneg.negatives.laws import RankSubset, SoftmaxSubset
 from contrastneg.negatives.learned import AdversarialBank
 from contrastneg.negatives.metadata import MetadataTiers, Tier
+from contrastneg.negatives.neighbour import NeighbourPositive
 from contrastneg.negatives.pipeline import Pipeline, Record, check_pipeline, run_stages
 from contrastneg.negatives.policy import BestResponse, LearnedPolicy
 from contrastneg.negatives.popularity import (
@@ -82,6 +83,7 @@ __all__ = [
     "MinedNeighbours",
     "MoCHi",
     "Negatives",
+    "NeighbourPositive",
     "OracleClassSize",
     "OracleSameLabel",
     "PageRankBand",

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, StageWithState
-from contrastneg.negatives.select import Mass, check_count, check_range, known_law, uniform_subset
+from contrastneg.negatives.select import Mass, scaling, uniform_subset
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class AdaptiveCount(StageWithState):
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
     beaten: Tensor = field(init=False, repr=False)
     measured: Tensor = field(init=False, repr=False)
     now: Tensor = field(init=False, repr=False)
@@ -53,12 +55,11 @@ class AdaptiveCount(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        check_count(self, "smallest")
-        check_range(self, "largest", self.smallest)
-        check_range(self, "false_negatives", 1e-9, 1 - 1e-9)
-        check_range(self, "momentum", 0, 1 - 1e-9)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", "smallest", least=1)
+        check_range(self, "largest", least=self.smallest)
+        check_range(self, "false_negatives", above=0, below=1)
+        check_range(self, "momentum", least=0, below=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.register_buffer("beaten", torch.zeros(()))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
         self.register_buffer("now", torch.tensor(self.count))
@@ -93,8 +94,8 @@ def best_count(clean: float, beaten: float) -> float:
     r"""The K that makes :math:`r^K (1 - s^K)` largest.
 
     Args:
-        clean: r, probability in (0, 1) that a candidate is a true negative.
+        clean: r, probability in (0, 1) that a candidate is a true negative; taken to be at most 1 - 1e-9.
         beaten: s, probability that the positive is more similar than a candidate; taken to lie within 1e-6 of (0, 1).
     """
-    log_r, log_s = math.log(clean), math.log(min(1 - 1e-6, max(1e-6, beaten)))
+    log_r, log_s = math.log(min(1 - 1e-9, clean)), math.log(min(1 - 1e-6, max(1e-6, beaten)))
     return math.log(log_r / (log_r + log_s)) / log_s

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.negatives.mixes import Pool, query_similarity, row_parts
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 
@@ -31,6 +32,7 @@ class AdversarialShift(Stage):
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 1024
     """Keys that are moved and appended. A number or a schedule."""
@@ -40,11 +42,8 @@ class AdversarialShift(Stage):
     """Temperature of the softmax, above 0; none is the method's, which makes the step that of its loss."""
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "count", "step")
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(
-                f"AdversarialShift.temperature is {self.temperature}: give a number above 0, or none for the method's"
-            )
+        check_range(self, "count", "step", least=0)
+        check_range(self, "temperature", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` columns more."""

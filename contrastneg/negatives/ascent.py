@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from contrastneg import distributed
+from contrastneg.negatives.core import take_saved_sizes
 from contrastneg.randomness import derive_seed
 
 
@@ -71,8 +72,5 @@ class Climber(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name, buffer in self._buffers.items():  # sizes are those of the checkpoint
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = buffer.new_empty(saved.shape)
+        take_saved_sizes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
+from contrastneg.checks import check_range
+from contrastneg.negatives.core import Clock, Facts, Negatives
 from contrastneg.schedules import Schedule, value
 
 Combine = Literal["append", "replace"]
@@ -27,8 +28,7 @@ class Bank:
     """Fill all rows before the first step by a pass over the images; otherwise a row is filled when its image is met."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.momentum, Schedule) and not 0 <= self.momentum < 1:
-            raise ValueError(f"Bank.momentum is {self.momentum}: give a number from 0 to below 1")
+        check_range(self, "momentum", least=0, below=1)
 
 
 class KeyBank(nn.Module):
@@ -130,30 +130,6 @@ class KeyBank(nn.Module):
             self.begin(Facts(*saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._count = int(self.filled.sum())
-
-
-def check_positive(stage: StageWithState, *names: str, least: float = 1) -> None:
-    """Refuse settings below the least that makes sense.
-
-    Raises:
-        ValueError: A setting that is a number is too small.
-    """
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number < least:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give {least:g} or more")
-
-
-def check_above_zero(stage: StageWithState, *names: str) -> None:
-    """Refuse settings that must be above 0.
-
-    Raises:
-        ValueError: A setting that is a number is 0 or less.
-    """
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number <= 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number above 0")
 
 
 def distinct(image_id: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:

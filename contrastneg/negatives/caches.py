@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.bank import (
     Bank,
     Combine,
     KeyBank,
-    check_above_zero,
-    check_positive,
     distinct,
     filled_up,
     gumbel,
@@ -47,6 +46,7 @@ class HardCache(StageWithState):
     kind: ClassVar[str] = "source"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_images: ClassVar[tuple[str, ...]] = ("size",)
     memory: KeyBank = field(init=False, repr=False)
     cache: Tensor = field(init=False, repr=False)
 
@@ -71,9 +71,9 @@ class HardCache(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "size", "count", "every")
-        check_positive(self, "explore", least=0)
-        check_above_zero(self, "temperature")
+        check_range(self, "size", "count", "every", least=1)
+        check_range(self, "explore", least=0)
+        check_range(self, "temperature", above=0)
         self.memory = KeyBank(self.bank)
         self.register_buffer("cache", torch.full((0, self.size), -1, dtype=torch.int32))
 
@@ -140,6 +140,7 @@ class ScoreHistory(StageWithState):
     kind: ClassVar[str] = "source"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_images: ClassVar[tuple[str, ...]] = ("size",)
     memory: KeyBank = field(init=False, repr=False)
     cache: Tensor = field(init=False, repr=False)
     scores: Tensor = field(init=False, repr=False)
@@ -168,12 +169,11 @@ class ScoreHistory(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "size", "count")
-        check_positive(self, "explore", "warmup_epochs", least=0)
-        check_positive(self, "history", least=2)
-        check_above_zero(self, "temperature", "keep_temperature")
-        if self.history > 255:
-            raise ValueError(f"ScoreHistory.history is {self.history}: give at most 255")
+        check_range(self, "size", "count", least=1)
+        check_range(self, "explore", "warmup_epochs", least=0)
+        check_range(self, "history", least=2, most=255)
+        check_range(self, "temperature", "keep_temperature", above=0)
+        check_range(self, "alpha")
         self.memory = KeyBank(self.bank)
         self.register_buffer("cache", torch.full((0, self.size), -1, dtype=torch.int32))
         self.register_buffer("scores", torch.zeros(0, self.size, self.history, dtype=torch.float16))

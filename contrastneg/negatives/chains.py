@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.bank import (
     Bank,
     Combine,
     KeyBank,
-    check_above_zero,
-    check_positive,
     distinct,
     filled_up,
     joined,
@@ -72,10 +71,11 @@ class MetropolisChain(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "chains", "moves")
-        check_positive(self, "burn_in", least=0)
-        check_above_zero(self, "temperature")
-        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges, "MetropolisChain")
+        check_range(self, "chains", "moves", least=1)
+        check_range(self, "burn_in", least=0)
+        check_range(self, "temperature", above=0)
+        check_range(self, "exponent")
+        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges)
         self.register_buffer("state", torch.full((0, self.chains), -1, dtype=torch.int32))
 
     def begin(self, facts: Facts) -> None:

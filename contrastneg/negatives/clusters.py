@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
-from contrastneg.negatives.eliminate import Action, check_range, treat
+from contrastneg.negatives.eliminate import Action, treat
 from contrastneg.pseudolabels import accepted, kmeans
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Linear, Schedule, value
@@ -62,12 +63,10 @@ class SameCluster(StageWithState):
         super().__post_init__()
         self.clusters = tuple(self.clusters)  # a YAML file gives a list
         if not self.clusters or min(self.clusters) < 1:
-            raise ValueError(f"SameCluster.clusters is {list(self.clusters)}: give numbers of at least 1")
-        check_range(self, "acceptance", 0, 1)
-        for name in ("every", "restarts"):
-            check_range(self, name, 1, float("inf"))
-        if self.temperature <= 0:
-            raise ValueError(f"SameCluster.temperature is {self.temperature}: give a number above 0")
+            raise WrongSetting(self, "clusters", f"is {list(self.clusters)}: give numbers of at least 1")
+        check_range(self, "acceptance", least=0, most=1)
+        check_range(self, "every", "restarts", least=1)
+        check_range(self, "temperature", above=0)
         self._set_tables(0)
 
     @property
@@ -82,8 +81,10 @@ class SameCluster(StageWithState):
             ValueError: There are fewer images than clusters.
         """
         if max(self.clusters) > facts.images:
-            raise ValueError(
-                f"SameCluster.clusters is {list(self.clusters)} but there are {facts.images} images: ask for fewer clusters"
+            raise WrongSetting(
+                self,
+                "clusters",
+                f"is {list(self.clusters)} but there are {facts.images} images: ask for fewer clusters",
             )
         self._set_tables(facts.images)
 

@@ -129,7 +129,7 @@ class Negatives:
         if key_id.ndim == 1:
             row, column = own_pairs(query_id, key_id).unbind(1)
         else:
-            row, column = ((query_id[:, None] == key_id) & (key_id >= 0)).nonzero(as_tuple=True)
+            row, column = ((query_id[:, None] == key_id) & (key_id != -1)).nonzero(as_tuple=True)
         # One zero stands for all until something is removed: at 256 x 65,536 that saves 64 MiB.
         log_weight = similarity.new_zeros(1, 1).expand_as(similarity)
         if len(row):
@@ -229,7 +229,11 @@ class Stage(ABC):
     gives: ClassVar[frozenset[str]] = frozenset()
     """What later stages may rely on after it."""
     breaks: ClassVar[frozenset[str]] = frozenset()
-    """What no longer holds after it."""
+    """What no longer holds after it; a kind stands for stages that may not follow."""
+    of_candidates: ClassVar[tuple[str, ...]] = ()
+    """Settings that count candidates of the table: none may ask for more than there can be."""
+    of_images: ClassVar[tuple[str, ...]] = ()
+    """Settings that count images: none may ask for more than there are."""
     oracle = False
     """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
 
@@ -246,6 +250,14 @@ class Stage(ABC):
     def support_views(self) -> int:
         """Further views of each image that must be made and embedded for it."""
         return 0
+
+    def first_epoch(self, epochs: float) -> float:
+        """When it begins to do what it is for, in epochs from the start: a run that ends before is told so.
+
+        Args:
+            epochs: Length of the run.
+        """
+        return 0.0
 
     def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
         """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.
@@ -296,8 +308,13 @@ class StageWithState(nn.Module, Stage):
         """The edited table."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = buffer.new_empty(saved.shape)
+        take_saved_sizes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def take_saved_sizes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Give the buffers of a module the sizes that they have in a checkpoint, before it is loaded."""
+    for name, buffer in module._buffers.items():
+        saved = state_dict.get(prefix + name)
+        if buffer is not None and saved is not None and saved.shape != buffer.shape:
+            module._buffers[name] = buffer.new_empty(saved.shape)

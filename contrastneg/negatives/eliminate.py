@@ -4,7 +4,6 @@ Those that learn who belongs together are in :mod:`contrastneg.negatives.cluster
 ``metadata``.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState, of_image
 from contrastneg.schedules import Schedule, value
 
@@ -93,8 +93,12 @@ class AbovePositive(Stage):
     """Keep the least similar candidate of a query that would lose all."""
 
     def __post_init__(self) -> None:
-        check_range(self, "margin", -2, 2)
-        check_range(self, "begin_at", 0, 1)
+        check_range(self, "margin", least=-2, most=2)
+        check_range(self, "begin_at", least=0, most=1)
+
+    def first_epoch(self, epochs: float) -> float:
+        """Where ``begin_at`` lies."""
+        return self.begin_at * epochs
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table without candidates above the positive."""
@@ -122,7 +126,8 @@ class Redundant(Stage):
     """
 
     kind: ClassVar[str] = "eliminate"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     threshold: float | Schedule = 0.9
     """Largest cosine of two candidates that both stay, -1 to 1; 1 removes nothing. A number or a schedule."""
@@ -130,8 +135,8 @@ class Redundant(Stage):
     """Candidates compared per query, hardest first; time and memory grow with its square. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "threshold", -1, 1)
-        check_range(self, "pool", 1, math.inf)
+        check_range(self, "threshold", least=-1, most=1)
+        check_range(self, "pool", least=1)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table without near repetitions among each query's hardest candidates."""
@@ -179,15 +184,3 @@ def spare_easiest(negatives: Negatives, found: Bool[Tensor, "B M"]) -> Bool[Tens
     emptied = ~(kept & ~found).any(dim=1, keepdim=True)
     easiest = negatives.similarity.detach().masked_fill(~kept, torch.inf).argmin(dim=1, keepdim=True)
     return found & ~torch.zeros_like(found).scatter(1, easiest, emptied)
-
-
-def check_range(stage: Stage, name: str, least: float, most: float) -> None:
-    """Refuse a setting outside its range; schedules are not looked at.
-
-    Raises:
-        ValueError: The setting is out of range.
-    """
-    number = getattr(stage, name)
-    if not isinstance(number, Schedule) and not least <= number <= most:
-        allowed = f"at least {least:g}" if most == math.inf else f"a number from {least:g} to {most:g}"
-        raise ValueError(f"{type(stage).__name__}.{name} is {number}: give {allowed}")

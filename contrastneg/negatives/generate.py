@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.losses import info_nce
 from contrastneg.negatives.ascent import Climber
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.mixes import row_parts
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 
@@ -52,12 +53,9 @@ class GeneratedNegatives(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "count", "rate", "diversity")
-        for name in ("noise", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"GeneratedNegatives.{name} is {getattr(self, name)}: give at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"GeneratedNegatives.temperature is {self.temperature}: give a number above 0")
+        check_range(self, "count", "rate", "diversity", least=0)
+        check_range(self, "noise", "hidden", least=1)
+        check_range(self, "temperature", above=0)
         self.network = Climber()
 
     def begin(self, facts: Facts) -> None:

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.bank import KeyBank, without_repeats
 from contrastneg.negatives.core import Clock, Facts, StageWithState
+from contrastneg.negatives.groups import column_of
 from contrastneg.randomness import generator
 
 LARGEST_DRAW = 1 - 2.0**-20  # so that a draw times the sum of the weights stays below that sum in float32
@@ -37,9 +39,9 @@ class Edges:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))  # a YAML file gives a list
-        for name, least in (("neighbours", 1), ("every", 1), ("start", 0), ("temperature", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"Edges.{name} is {getattr(self, name)}: give {least} or more")
+        check_range(self, "neighbours", "every", least=1)
+        check_range(self, "start", "temperature", least=0)
+        check_range(self, "power")
 
 
 class Graph(nn.Module):
@@ -55,15 +57,14 @@ class Graph(nn.Module):
     upto: Tensor
     built: Tensor
 
-    def __init__(self, settings: Edges, stage: str) -> None:
+    def __init__(self, settings: Edges) -> None:
         """An empty graph.
 
         Args:
             settings: Which images are neighbours.
-            stage: Name of the stage, for messages.
         """
         super().__init__()
-        self.settings, self.stage = settings, stage
+        self.settings = settings
         self.register_buffer("neighbours", torch.full((0, settings.neighbours), -1, dtype=torch.int32))
         self.register_buffer("upto", torch.zeros(0, settings.neighbours))
         self.register_buffer("built", torch.tensor(-1))
@@ -75,13 +76,11 @@ class Graph(nn.Module):
             ValueError: There is no such column.
         """
         edges = self.settings
-        for name in edges.columns:
-            if name not in facts.columns:
-                raise ValueError(f"{self.stage} needs the column {name!r}: the data has {sorted(facts.columns)}")
+        columns = [column_of(facts, edges, "columns", name) for name in edges.columns]
         shape = (facts.images, edges.neighbours)
         neighbours, weight = torch.full(shape, -1), torch.zeros(shape)
         if edges.columns:
-            codes = torch.stack([group_codes(facts.columns[name]) for name in edges.columns], dim=1)
+            codes = torch.stack([group_codes(column) for column in columns], dim=1)
             neighbours, weight = metadata_graph(codes, edges.neighbours)
         self.put(neighbours, weight**edges.power)
         self.built.fill_(-1)
@@ -129,6 +128,10 @@ class OnGraph(StageWithState):
 
     memory: KeyBank
     graph: Graph
+
+    def first_epoch(self, epochs: float) -> float:
+        """The first search; a graph of metadata is there from the start."""
+        return 0.0 if self.graph.settings.columns else self.graph.settings.start
 
     def begin(self, facts: Facts) -> None:
         """Make an empty row for each image, and the graph if it is one of metadata."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting
 from contrastneg.negatives.core import Facts
 from contrastneg.randomness import generator
 
@@ -15,21 +16,23 @@ CHUNK = 1 << 24  # cosines held at once, 64 MiB
 ROWS_PER_CLUSTER = 1000  # more rows than this per cluster change the centroids little
 
 
-def column_codes(facts: Facts, name: str, stage: str) -> Int64[Tensor, " T"]:
-    """A number from 0 for each value of a column, by image; -1 where there is none.
+def column_of(facts: Facts, owner: object, setting: str, name: str | None = None) -> Tensor | Sequence[Any]:
+    """The column of metadata that a setting names.
 
     Args:
         facts: What is known of the images.
-        name: Name of the column.
-        stage: Who asks, for the message.
+        owner: What has the setting.
+        setting: The setting, for the message.
+        name: The column, where the setting is not its name itself.
 
     Raises:
-        ValueError: There is no such column.
+        WrongSetting: There is no such column.
     """
-    if name not in facts.columns:
+    column = getattr(owner, setting) if name is None else name
+    if column not in facts.columns:
         there = ", ".join(sorted(facts.columns)) or "none"
-        raise ValueError(f"stage {stage} needs the column {name!r} but the data's columns are: {there}")
-    return group_codes(facts.columns[name])
+        raise WrongSetting(owner, setting, f"asks for the column {column!r} but the columns of the images are: {there}")
+    return facts.columns[column]
 
 
 def group_codes(column: Tensor | Sequence[Any]) -> Int64[Tensor, " T"]:

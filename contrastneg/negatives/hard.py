@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.negatives.scores import Ranking, score_of
-from contrastneg.negatives.select import Mass, check_count, check_range, count_at, gumbel_top, keep_only
+from contrastneg.negatives.select import Mass, count_at, gumbel_top, keep_only
 from contrastneg.schedules import Linear, Schedule, value
 
 
@@ -27,7 +28,8 @@ class HardestSubset(Stage):
     """
 
     kind: ClassVar[str] = "select"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -39,8 +41,8 @@ class HardestSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_range(self, "random_share", 0, 1)
+        check_range(self, "count", least=1)
+        check_range(self, "random_share", least=0, most=1)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -67,7 +69,8 @@ class HardestOfRandom(Stage):
     """
 
     kind: ClassVar[str] = "select"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count", "pool")
 
     count: int | Schedule = 256
     """Candidates kept per query (M), at least 1. A number or a schedule."""
@@ -79,9 +82,9 @@ class HardestOfRandom(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
+        check_range(self, "count", "pool", least=1)
         if isinstance(self.count, int) and isinstance(self.pool, int) and self.pool < self.count:
-            raise ValueError(f"HardestOfRandom.pool is {self.pool}: draw at least as many as count, {self.count}")
+            raise WrongSetting(self, "pool", f"is {self.pool}: draw at least as many as count, {self.count}")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -109,7 +112,8 @@ class HardnessBand(Stage):
     """
 
     kind: ClassVar[str] = "select"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     lower: float | Schedule = 0.0
     """Share of the ranking at which the band begins, from 0 to 1. A number or a schedule."""
@@ -125,11 +129,10 @@ class HardnessBand(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_range(self, "lower", 0, 1)
-        check_range(self, "upper", 0, 1)
+        check_range(self, "count", least=1)
+        check_range(self, "lower", "upper", least=0, most=1)
         if not isinstance(self.lower, Schedule) and not isinstance(self.upper, Schedule) and self.lower >= self.upper:
-            raise ValueError(f"HardnessBand.upper is {self.upper}: give more than lower, {self.lower}")
+            raise WrongSetting(self, "upper", f"is {self.upper:g}: give more than lower, {self.lower:g}")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with only the band kept."""
@@ -162,7 +165,8 @@ class SemiHardSubset(Stage):
     """
 
     kind: ClassVar[str] = "select"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at most. A number or a schedule."""
@@ -174,10 +178,11 @@ class SemiHardSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_range(self, "gap", 0)
+        check_range(self, "count", least=1)
+        check_range(self, "gap", least=0)
+        check_range(self, "margin", above=0)
         if not isinstance(self.margin, Schedule) and not isinstance(self.gap, Schedule) and self.margin <= self.gap:
-            raise ValueError(f"SemiHardSubset.margin is {self.margin}: give more than gap, {self.gap}")
+            raise WrongSetting(self, "margin", f"is {self.margin:g}: give more than gap, {self.gap:g}")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -199,7 +204,8 @@ class GapSubset(Stage):
     """
 
     kind: ClassVar[str] = "select"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob", "all ranks"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1. A number or a schedule."""
@@ -209,8 +215,8 @@ class GapSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_range(self, "gap", 0)
+        check_range(self, "count", least=1)
+        check_range(self, "gap", least=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -235,11 +241,8 @@ class HardestQueries(Stage):
     """Temperature of the loss that ranks, above 0; none is the method's."""
 
     def __post_init__(self) -> None:
-        check_range(self, "share", 0, 1)
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(
-                f"HardestQueries.temperature is {self.temperature}: give a number above 0, or none for the method's"
-            )
+        check_range(self, "share", least=0, most=1)
+        check_range(self, "temperature", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with the candidates of some queries alone."""

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.core import Clock, Negatives, StageWithState
 from contrastneg.negatives.mixes import row_parts
-from contrastneg.negatives.synthesize import check_not_negative, check_share, whole
+from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 
@@ -52,12 +53,9 @@ class HopMix(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "count", "depth")
-        check_share(self, "largest")
-        for name in ("candidates", "neighbours"):
-            number = getattr(self, name)
-            if isinstance(number, int) and number < 1:
-                raise ValueError(f"HopMix.{name} is {number}: give at least 1")
+        check_range(self, "count", "depth", least=0)
+        check_range(self, "candidates", "neighbours", least=1)
+        check_range(self, "largest", least=0, most=1)
         self.register_buffer("hops", torch.zeros(0, 0, 0))
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:

@@ -5,17 +5,10 @@ from typing import ClassVar
 
 import torch
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.negatives.scores import Ranking, Score, score_of
-from contrastneg.negatives.select import (
-    Mass,
-    check_count,
-    check_range,
-    count_at,
-    draw_by_law,
-    keep_only,
-    known_law,
-)
+from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -35,6 +28,7 @@ class SoftmaxSubset(Stage):
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -48,12 +42,10 @@ class SoftmaxSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(
-                f"SoftmaxSubset.temperature is {self.temperature}: give a number above 0, or none for the method's"
-            )
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", least=1)
+        check_range(self, "beta")
+        check_range(self, "temperature", above=0)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -78,6 +70,7 @@ class RankSubset(Stage):
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -89,9 +82,9 @@ class RankSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_range(self, "decay", 1e-6)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", least=1)
+        check_range(self, "decay", above=0)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.adversarial import softmax_sums
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
-from contrastneg.negatives.synthesize import check_not_negative
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
 
@@ -38,6 +38,7 @@ class AdversarialBank(StageWithState):
     """
 
     kind: ClassVar[str] = "source"
+    needs: ClassVar[frozenset[str]] = frozenset({"candidates of the method"})
     breaks: ClassVar[frozenset[str]] = frozenset({"id", "iid", "queue", "batch"})
     vectors: Tensor = field(init=False, repr=False)
     velocity: Tensor = field(init=False, repr=False)
@@ -60,13 +61,10 @@ class AdversarialBank(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "rate", "weight_decay")
-        if self.size < 1:
-            raise ValueError(f"AdversarialBank.size is {self.size}: hold at least 1 vector")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"AdversarialBank.momentum is {self.momentum}: give a number from 0 to below 1")
-        if self.temperature <= 0:
-            raise ValueError(f"AdversarialBank.temperature is {self.temperature}: give a number above 0")
+        check_range(self, "rate", "weight_decay", least=0)
+        check_range(self, "size", least=1)
+        check_range(self, "momentum", least=0, below=1)
+        check_range(self, "temperature", above=0)
         # Buffers: in the checkpoint, equal on all processes as every step is, and unknown to the optimizer of the encoder.
         self.register_buffer("vectors", torch.zeros(0, 0))
         self.register_buffer("velocity", torch.zeros(0, 0))

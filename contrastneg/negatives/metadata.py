@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
+from contrastneg.negatives.groups import column_of
 from contrastneg.schedules import Schedule, value
 
 
@@ -31,13 +33,12 @@ class Tier:
     """Largest difference in ``time`` that is near, itself included, at least 0."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, Schedule) and self.weight < 0:
-            raise ValueError(f"Tier.weight is {self.weight}: give 0 or more")
-        if not self.within >= 0:
-            raise ValueError(f"Tier.within is {self.within}: give 0 or more")
+        check_range(self, "weight", least=0)
+        if not self.within >= 0:  # infinite within is no condition
+            raise WrongSetting(self, "within", f"is {self.within:g}: give a number of at least 0")
         if self.within < math.inf and self.time is None:
-            raise ValueError(
-                f"Tier.within is {self.within} but Tier.time names no column: name one, or leave within out"
+            raise WrongSetting(
+                self, "within", f"is {self.within:g} but time names no column: name one, or leave within out"
             )
 
 
@@ -64,7 +65,7 @@ class MetadataTiers(StageWithState):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tiers:
-            raise ValueError("MetadataTiers.tiers is empty: give at least one, or leave the stage out")
+            raise WrongSetting(self, "tiers", "is empty: give at least one, or leave the stage out")
         # Facts, not state: told again at the start of a resumed run.
         self.register_buffer("group", torch.zeros(len(self.tiers), 0, dtype=torch.long), persistent=False)
         self.register_buffer("moment", torch.zeros(len(self.tiers), 0, dtype=torch.double), persistent=False)
@@ -82,10 +83,10 @@ class MetadataTiers(StageWithState):
         """
         group, moment = [], []
         for tier in self.tiers:
-            codes = group_codes(_column(facts, tier.column))
+            codes = group_codes(column_of(facts, tier, "column"))
             group.append(connected(codes) if tier.refers == "image" else codes)
             nowhen = torch.zeros(facts.images, dtype=torch.double)
-            moment.append(nowhen if tier.time is None else _numbers(_column(facts, tier.time), tier.time))
+            moment.append(nowhen if tier.time is None else _numbers(column_of(facts, tier, "time"), tier))
         self.group, self.moment = torch.stack(group).to(self.group.device), torch.stack(moment).to(self.moment.device)
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
@@ -141,18 +142,11 @@ def connected(other: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
         group = least
 
 
-def _column(facts: Facts, name: str) -> Tensor | Sequence[Any]:
-    if name not in facts.columns:
-        there = ", ".join(sorted(facts.columns)) or "none"
-        raise ValueError(f"MetadataTiers names column {name!r} but the images have {there}: name one of these")
-    return facts.columns[name]
-
-
-def _numbers(column: Tensor | Sequence[Any], name: str) -> Float64[Tensor, " T"]:
+def _numbers(column: Tensor | Sequence[Any], tier: Tier) -> Float64[Tensor, " T"]:
     if isinstance(column, Tensor):
         return column.double()
     numbers = [math.nan if entry is None else entry for entry in column]
     wrong = [entry for entry in numbers if not isinstance(entry, (int, float))]
     if wrong:
-        raise ValueError(f"column {name} holds {wrong[0]!r}: Tier.time must name a column of numbers")
+        raise WrongSetting(tier, "time", f"names {tier.time}, which holds {wrong[0]!r}: name a column of numbers")
     return torch.tensor(numbers, dtype=torch.double)

@@ -8,37 +8,73 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from contrastneg.checks import WrongSetting, refusal_of
 from contrastneg.negatives.core import KINDS, Clock, Facts, Negatives, Stage, of_image
+from contrastneg.schedules import value
 
 
-def check_pipeline(stages: Sequence[Stage], provides: set[str]) -> None:
+def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | None = None) -> None:
     """Refuse a list of stages that cannot be right.
 
     Args:
         stages: The stages in the order in which they will run.
         provides: What holds before the first: "id" (images behind keys are known), "queue" or "batch" (where the keys
-            come from); "iid" (candidates are drawn alike from the data) is added.
+            come from), "key_gradient" (they carry one). Added are "iid" (candidates are drawn alike from the data), "plain
+            mass" (no weight makes up for dropped candidates), "all ranks" (none is left out for its rank by hardness) and
+            "candidates of the method" (no source has added or replaced any).
+        capacity: Keys that the queue holds when full; None without a queue.
 
     Raises:
-        ValueError: A stage comes too early or too late, or needs what an earlier one took away or nobody gives.
+        ValueError: A stage comes too early or too late, needs what an earlier one took away or nobody gives, or asks for
+            more candidates than the queue holds.
     """
-    holds = {"iid", *provides}
+    holds = {"iid", "plain mass", "all ranks", "candidates of the method", *provides}
     taken: dict[str, str] = {}
     furthest, before = 0, ""
-    for stage in stages:
+    for number, stage in enumerate(stages):
         name = type(stage).__name__
         place = KINDS.index(stage.kind)
         if place < furthest:
             raise ValueError(
-                f"stage {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
+                f"{key_of(number)}, {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
                 f"order stages as {', '.join(KINDS)}"
             )
         for need in sorted(stage.needs - holds):
             why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
-            raise ValueError(f"stage {name} needs {need!r}, which {why}: leave one of them out")
+            raise ValueError(f"{key_of(number)}, {name} needs {need!r}, which {why}: leave one of them out")
+        if stage.kind in taken:
+            raise ValueError(
+                f"{key_of(number)}, {name} stands after {taken[stage.kind]}, which knows no probability of candidates that "
+                "are made: leave one of them out"
+            )
+        if capacity is not None and "candidates of the method" in holds:
+            check_counts(number, stage, stage.of_candidates, capacity, "the queue holds {} keys: raise queue_size")
         furthest, before = place, name
-        taken.update(dict.fromkeys(stage.breaks, name))
-        holds = (holds | stage.gives) - stage.breaks
+        breaks = stage.breaks | ({"candidates of the method"} if stage.kind == "source" else set())
+        taken.update(dict.fromkeys(breaks, name))
+        holds = (holds | stage.gives) - breaks
+
+
+def check_counts(number: int, stage: Stage, names: Sequence[str], most: int, why: str) -> None:
+    """Refuse settings that ask for more candidates or images than there can be.
+
+    Args:
+        number: Place of the stage in the list.
+        stage: The stage.
+        names: Its settings that count.
+        most: How many there can be.
+        why: What there is, with ``{}`` for ``most``, and what else to do about it than to ask for fewer.
+    """
+    for name in names:
+        setting = getattr(stage, name)
+        asked = 0 if setting is None else max(round(value(setting, progress)) for progress in (0.0, 1.0))
+        if asked > most:
+            raise WrongSetting(stage, name, f"is {asked} but {why.format(most)}, or ask for fewer").at(key_of(number))
+
+
+def key_of(number: int) -> str:
+    """How a settings file names the stage at a place in the list."""
+    return f"method.stages[{number}]"
 
 
 @dataclass
@@ -114,6 +150,8 @@ class Pipeline(nn.Module):
         stages: The stages in order.
         provides: What holds before the first, see :func:`check_pipeline`.
         dim: Width of the embeddings that are compared.
+        loss: What follows the stages; told of the images, too, if it has a ``begin``. Its state is a part of the method.
+        capacity: Keys that the queue holds when full; None without a queue.
 
     Raises:
         ValueError: The list cannot be right.
@@ -121,9 +159,16 @@ class Pipeline(nn.Module):
 
     refreshed: Tensor
 
-    def __init__(self, stages: Sequence[Stage], provides: set[str], dim: int) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        provides: set[str],
+        dim: int,
+        loss: Any = None,
+        capacity: int | None = None,
+    ) -> None:
         super().__init__()
-        check_pipeline(stages, provides)
+        check_pipeline(stages, provides, capacity)
         self.stages = list(stages)
         self.dim = dim
         self.states = nn.ModuleDict(
@@ -135,31 +180,51 @@ class Pipeline(nn.Module):
         )
         self.register_buffer("refreshed", torch.tensor(-1))  # epoch of the last refresh
         self._facts: Facts | None = None
+        self._told = (
+            [loss] if hasattr(loss, "begin") else []
+        )  # in a list: its state is a part of the method, not of this
+        self._asking = [*(stage for stage in stages if type(stage).begin is not Stage.begin), *self._told]
 
     @property
     def labels(self) -> Int64[Tensor, " T"] | None:
         """Label of each image by stable index, for statistics; None where nothing is known."""
         return None if self._facts is None else self._facts.labels
 
+    @property
+    def stages_of_foreign_images(self) -> list[Stage]:
+        """What can be done to queries that were never pretrained on: no source, which looks candidates up by the query's
+        image, and nothing that needs the law of its draw."""
+        kept: list[Stage] = []
+        for stage in self.stages:
+            known = "log_prob" not in stage.needs or any("log_prob" in earlier.gives for earlier in kept)
+            if stage.kind != "source" and known:
+                kept.append(stage)
+        return kept
+
     def begin(self, data: Any) -> None:
-        """Tell the stages, once, what is known of the images.
+        """Tell the stages and the loss, once, what is known of the images.
 
         Args:
             data: A data module with ``facts(dim)``.
 
         Raises:
-            ValueError: A stage cannot work on these images, or asks about them and the data module does not tell.
+            ValueError: One of them cannot work on these images, or asks about them and the data module does not tell.
         """
-        asking = [stage for stage in self.stages if type(stage).begin is not Stage.begin]
         if hasattr(data, "support_views"):
             data.support_views = max((stage.support_views for stage in self.stages), default=0)
         if self._facts is None and hasattr(data, "facts"):
             facts = self._facts = data.facts(self.dim)
-            for stage in asking:
-                stage.begin(facts)
-        elif self._facts is None and asking:
+            for number, stage in enumerate(self.stages):
+                check_counts(number, stage, stage.of_images, facts.images, "there are {} images: take more")
+                try:
+                    stage.begin(facts)
+                except ValueError as error:
+                    raise refusal_of(stage, key_of(number), error) from error
+            for part in self._told:
+                part.begin(facts)
+        elif self._facts is None and self._asking:
             raise ValueError(
-                f"stage {type(asking[0]).__name__} must know the images but the data module has no facts(dim): "
+                f"{type(self._asking[0]).__name__} must know the images but the data module has no facts(dim): "
                 "use contrastneg.data.module.PretrainData, or give yours that method"
             )
 

@@ -1,18 +1,17 @@
 """Samplers that look for the candidates with the highest reward: a learned policy, and the best one in closed form."""
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.ascent import Climber
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
-from contrastneg.negatives.select import gumbel_top
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -32,6 +31,7 @@ class BestResponse(Stage):
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -39,19 +39,21 @@ class BestResponse(Stage):
     """Weight T of the entropy, above 0: the larger, the more uniform the law. A number or a schedule."""
     reward_temperature: float | Schedule = 0.2
     """Temperature t_r that similarities are divided by before they are squashed, above 0. A number or a schedule."""
-    mass: Literal["preserve", "plain"] = "preserve"
+    mass: Mass = "preserve"
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        check_positive(self, "entropy", "reward_temperature")
+        check_range(self, "count", least=1)
+        check_range(self, "entropy", "reward_temperature", above=0)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
         reward = rewards(negatives, value(self.reward_temperature, clock.progress))
         log_law = law(reward / value(self.entropy, clock.progress), negatives.kept)
         draws = clock.generator("BestResponse", reward.device)
-        return kept_by_law(negatives, log_law, whole(self.count, clock), self.mass, draws)
+        chosen, log_prob = draw_by_law(log_law, count_at(self.count, clock), draws)
+        return keep_only(negatives, chosen, self.mass, log_prob)
 
 
 @dataclass(eq=False)
@@ -69,12 +71,14 @@ class LearnedPolicy(StageWithState):
 
     An analogy of IRGAN (arXiv:1705.10513) and KBGAN (arXiv:1711.04071): the adversarial sampler of their discrete settings
     over the keys of a table; the linear scorer, rates and the entropy weight are ours. Experimental: over a queue, where
-    every similarity is known, :class:`BestResponse` gives what this one can at best learn.
+    every similarity is known, :class:`BestResponse` gives what this one can at best learn. No stage that makes candidates
+    may follow: they are continuous, and the law has no probability of them.
     """
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "synthesize"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
     network: Climber = field(init=False, repr=False)
     baseline: Tensor = field(init=False, repr=False)
 
@@ -94,19 +98,16 @@ class LearnedPolicy(StageWithState):
     """Learning rate of the sampler's Adam. A number or a schedule."""
     baseline_decay: float = 0.9
     """Share of the old baseline kept per step, in [0, 1]."""
-    mass: Literal["preserve", "plain"] = "preserve"
+    mass: Mass = "preserve"
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        check_positive(self, "temperature", "reward_temperature")
-        check_not_negative(self, "entropy", "rate")
-        for name in ("draws", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LearnedPolicy.{name} is {getattr(self, name)}: give at least 1")
-        if not 0 <= self.baseline_decay <= 1:
-            raise ValueError(f"LearnedPolicy.baseline_decay is {self.baseline_decay}: give a number from 0 to 1")
+        check_range(self, "count", "draws", "width", least=1)
+        check_range(self, "temperature", "reward_temperature", above=0)
+        check_range(self, "entropy", "rate", least=0)
+        check_range(self, "baseline_decay", least=0, most=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.network = Climber()
         self.register_buffer("baseline", torch.zeros(()))
 
@@ -120,7 +121,7 @@ class LearnedPolicy(StageWithState):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query; in training, the sampler is a step further."""
         if negatives.n_keys == 0:
-            return negatives
+            return keep_only(negatives, negatives.kept, self.mass, torch.zeros_like(negatives.log_weight))
         self._start(negatives.query.shape[1])
         generator = clock.generator("LearnedPolicy", negatives.similarity.device)
         learns = self.training
@@ -129,7 +130,8 @@ class LearnedPolicy(StageWithState):
             log_law = law(self.scores(negatives, weights), negatives.kept)
             if learns:
                 self._learn(negatives, weights, log_law, generator, clock)
-        return kept_by_law(negatives, log_law.detach(), whole(self.count, clock), self.mass, generator)
+        chosen, log_prob = draw_by_law(log_law.detach(), count_at(self.count, clock), generator)
+        return keep_only(negatives, chosen, self.mass, log_prob)
 
     def scores(self, negatives: Negatives, weights: Float[Tensor, " P"]) -> Float[Tensor, "B M"]:
         """Logits of the sampler for every candidate.
@@ -191,37 +193,3 @@ def law(logit: Float[Tensor, "B M"], kept: Bool[Tensor, "B M"]) -> Float[Tensor,
     some = kept.any(dim=1, keepdim=True)
     open_to = kept | ~some  # a softmax of nothing would be NaN, its gradient too
     return logit.masked_fill(~open_to, -torch.inf).log_softmax(dim=1).masked_fill(~kept, -torch.inf)
-
-
-def kept_by_law(
-    negatives: Negatives, log_law: Float[Tensor, "B M"], count: int, mass: str, generator: torch.Generator
-) -> Negatives:
-    """The table with candidates drawn from a law without replacement.
-
-    ``log_prob`` becomes the expected number of draws of a candidate among ``count`` with replacement, at most 1: for a
-    uniform law, the probability of being kept.
-    """
-    count = max(1, count)
-    chosen = gumbel_top(log_law, count, generator)
-    before, after = (mask.sum(dim=1, keepdim=True) for mask in (negatives.kept, chosen))
-    thinned = negatives.removed(~chosen)
-    if mass == "preserve":
-        share = after.clamp(min=1).to(log_law.dtype) / before.clamp(min=1)
-        thinned = replace(thinned, log_weight=thinned.log_weight - share.log())
-    expected = (log_law + after.clamp(min=1).to(log_law.dtype).log()).clamp(max=0)
-    return replace(thinned, log_prob=expected.masked_fill(~chosen, -math.inf))
-
-
-def check_count(stage: Stage) -> None:
-    """Refuse a count below 1; a schedule is not asked."""
-    count = getattr(stage, "count")  # noqa: B009 - both stages have one, their common class has not
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"{type(stage).__name__}.count is {count}: keep at least 1 candidate")
-
-
-def check_positive(stage: Stage, *names: str) -> None:
-    """Refuse settings that are not above 0; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number <= 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number above 0")

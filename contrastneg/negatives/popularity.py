@@ -15,10 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
-from contrastneg.negatives.groups import column_codes, kmeans, sizes
-from contrastneg.negatives.select import Mass, check_count, check_range, count_at, draw_by_law, keep_only, known_law
+from contrastneg.negatives.groups import column_of, group_codes, kmeans, sizes
+from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
@@ -60,8 +61,8 @@ class ClusterSize(Popularity):
     """Epochs from one clustering to the next."""
 
     def __post_init__(self) -> None:
-        for name, least in (("clusters", 1), ("start", 0), ("every", 1)):
-            check_range(self, name, least)
+        check_range(self, "clusters", "every", least=1)
+        check_range(self, "start", least=0)
 
     def of_epoch(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> Float[Tensor, " T"] | None:
         """Cluster, if it is time."""
@@ -86,7 +87,7 @@ class ColumnSize(Popularity):
         Raises:
             ValueError: There is no such column.
         """
-        return sizes(column_codes(facts, self.column, stage))
+        return sizes(group_codes(column_of(facts, self, "column")))
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ class InDegree(Popularity):
     """Epochs from one search to the next."""
 
     def __post_init__(self) -> None:
-        for name, least in (("neighbours", 1), ("start", 0), ("every", 1)):
-            check_range(self, name, least)
+        check_range(self, "neighbours", "every", least=1)
+        check_range(self, "start", least=0)
 
     def of_epoch(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> Float[Tensor, " T"] | None:
         """Search, if it is time."""
@@ -148,8 +149,8 @@ class HitRate(Popularity):
     """What earlier hits are multiplied by after each step, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        check_range(self, "share", 1e-6, 1)
-        check_range(self, "decay", 0, 1)
+        check_range(self, "share", above=0, most=1)
+        check_range(self, "decay", least=0, most=1)
 
     def hits(self, negatives: Negatives, images: int) -> Float[Tensor, " T"] | None:
         """Hits of the step: the hardest of all columns that are images and were not removed."""
@@ -180,13 +181,18 @@ class OfPopularity(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "floor", 1e-12)
+        check_range(self, "exponent")
+        check_range(self, "floor", above=0)
         if self.level == "type" and not self.popularity.of_types:
             kind = type(self.popularity).__name__
-            raise ValueError(f"{type(self).__name__}.level is type but {kind} is no size of types: give level entry")
+            raise WrongSetting(self, "level", f"is type but {kind} is no size of types: give level entry")
         self.oracle = isinstance(self.popularity, OracleClassSize)
         self.register_buffer("frequency", torch.zeros(0))
         self.register_buffer("pending", torch.zeros(0), persistent=False)
+
+    def first_epoch(self, epochs: float) -> float:
+        """The first clustering or search, where popularity comes from one."""
+        return self.popularity.start if isinstance(self.popularity, (ClusterSize, InDegree)) else 0.0
 
     def begin(self, facts: Facts) -> None:
         """Popularity before the first step.
@@ -234,6 +240,7 @@ class PopularSubset(OfPopularity):
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -242,8 +249,8 @@ class PopularSubset(OfPopularity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", least=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -264,6 +271,7 @@ class PopularityWeight(OfPopularity):
     """
 
     kind: ClassVar[str] = "weight"
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""

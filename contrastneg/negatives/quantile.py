@@ -8,8 +8,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
-from contrastneg.negatives.eliminate import Action, check_range, treat
+from contrastneg.negatives.eliminate import Action, treat
 from contrastneg.schedules import Schedule, value
 
 DECAYS = (0.9, 0.98)  # of Adam's two means, as released
@@ -51,9 +52,8 @@ class GlobalQuantile(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "share", 0, 1)
-        check_range(self, "rate", 0, float("inf"))
-        check_range(self, "begin_at", 0, 1)
+        check_range(self, "share", "begin_at", least=0, most=1)
+        check_range(self, "rate", least=0)
         self._told: list[tuple[Tensor, Tensor]] = []  # image and gradient of the queries since the last update
         self._set_tables(0)
 
@@ -61,6 +61,10 @@ class GlobalQuantile(StageWithState):
     def attracts(self) -> bool:
         """Whether it marks further positives."""
         return self.action == "attract"
+
+    def first_epoch(self, epochs: float) -> float:
+        """Where ``begin_at`` lies."""
+        return self.begin_at * epochs
 
     def begin(self, facts: Facts) -> None:
         """Make room for the thresholds of all images."""

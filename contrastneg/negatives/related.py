@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
-from contrastneg.negatives.groups import column_codes
+from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.negatives.hard import ranks_between
-from contrastneg.negatives.select import Mass, check_count, check_range, count_at, keep_only, known_law
+from contrastneg.negatives.select import Mass, count_at, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.schedules import Schedule, value
 
@@ -45,10 +46,10 @@ class Related(StageWithState):
         Raises:
             ValueError: There is no such column.
         """
-        device, name = self.group.device, type(self).__name__
-        self.group = column_codes(facts, self.column, name).to(device)
+        device = self.group.device
+        self.group = group_codes(column_of(facts, self, "column")).to(device)
         if self.differs_in is not None:
-            self.other = column_codes(facts, self.differs_in, name).to(device)
+            self.other = group_codes(column_of(facts, self, "differs_in")).to(device)
 
     def related(self, negatives: Negatives) -> Bool[Tensor, "B M"]:
         """The candidates related to each query; a missing value is related to nothing."""
@@ -71,6 +72,7 @@ class RelatedSubset(Related):
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -81,9 +83,9 @@ class RelatedSubset(Related):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self)
-        check_range(self, "beta", 0, 1)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", least=1)
+        check_range(self, "beta", least=0, most=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -119,7 +121,8 @@ class RelatedWeight(Related):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "factor", 1e-12)
+        check_range(self, "factor", above=0)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""

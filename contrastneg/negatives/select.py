@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.schedules import Schedule, value
 
@@ -29,6 +30,7 @@ class UniformSubset(Stage):
 
     kind: ClassVar[str] = "select"
     gives: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int | Schedule = 256
     """Candidates kept per query, at least 1; rows with fewer keep them all. A number or a schedule."""
@@ -36,8 +38,8 @@ class UniformSubset(Stage):
     """Whether the kept candidates take over the weight of the dropped ones."""
 
     def __post_init__(self) -> None:
-        check_count(self)
-        object.__setattr__(self, "gives", known_law(self.mass))
+        check_range(self, "count", least=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with at most ``count`` candidates kept per query."""
@@ -71,7 +73,7 @@ def keep_only(
         mass: "preserve" gives the chosen the weight (candidates before) / (candidates chosen) each, "plain" leaves their
             weights alone.
         log_prob: Logarithm of the probability with which a candidate was chosen; None where that is not known. That of
-            an earlier draw is multiplied with it.
+            an earlier draw is multiplied with it, 1 for candidates that nobody drew.
     """
     chosen = chosen & negatives.kept
     thinned = negatives.removed(~chosen)
@@ -79,7 +81,7 @@ def keep_only(
         before, after = negatives.kept.sum(dim=1, keepdim=True), chosen.sum(dim=1, keepdim=True)
         thinned = replace(thinned, log_weight=thinned.log_weight + (before.clamp(min=1) / after.clamp(min=1)).log())
     if log_prob is not None and negatives.log_prob is not None:
-        log_prob = log_prob + negatives.log_prob
+        log_prob = log_prob + negatives.log_prob.masked_fill(negatives.log_prob.isnan(), 0)
     return replace(thinned, log_prob=None if log_prob is None else log_prob.masked_fill(~chosen, -math.inf))
 
 
@@ -131,26 +133,11 @@ def draw_by_law(
     return drawn, log_prob.nan_to_num(nan=-torch.inf)  # -inf - -inf where neither can be drawn
 
 
-def known_law(mass: Mass) -> frozenset[str]:
-    """What later stages may rely on after a draw whose law is known; "plain mass" if the weights are untouched by it."""
-    return frozenset({"log_prob", "plain mass"} if mass == "plain" else {"log_prob"})
+def scaling(mass: Mass) -> frozenset[str]:
+    """What no longer holds after a draw by a known law, or weights, of this mass: that no weight makes up for a draw."""
+    return frozenset({"plain mass"} if mass == "preserve" else ())
 
 
 def count_at(count: int | Schedule, clock: Clock) -> int:
     """A number of candidates at this point of the run, at least 1."""
     return max(1, round(value(count, clock.progress)))
-
-
-def check_count(stage: Stage, name: str = "count") -> None:
-    """Refuse to keep fewer than one candidate."""
-    count = getattr(stage, name)
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"{type(stage).__name__}.{name} is {count}: keep at least 1 candidate")
-
-
-def check_range(stage: object, name: str, lowest: float, highest: float = math.inf) -> None:
-    """Refuse a number outside a closed range; schedules are taken at their word."""
-    number = getattr(stage, name)
-    if not isinstance(number, Schedule) and not lowest <= number <= highest:
-        wanted = f"{lowest} or more" if highest == math.inf else f"a number from {lowest} to {highest}"
-        raise ValueError(f"{type(stage).__name__}.{name} is {number}: give {wanted}")

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.groups import kmeans
 from contrastneg.negatives.popularity import due
-from contrastneg.negatives.select import Mass, check_range
+from contrastneg.negatives.select import Mass, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.randomness import derive_seed
 
@@ -48,9 +49,16 @@ class SoftClusterWeight(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("clusters", 2), ("freedom", 1e-6), ("bandwidth", 1e-6), ("start", 0), ("every", 1)):
-            check_range(self, name, least)
+        check_range(self, "clusters", least=2)
+        check_range(self, "freedom", "bandwidth", above=0)
+        check_range(self, "start", least=0)
+        check_range(self, "every", least=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.register_buffer("centers", torch.zeros(self.clusters, 0))
+
+    def first_epoch(self, epochs: float) -> float:
+        """The first clustering."""
+        return self.start
 
     def begin(self, facts: Facts) -> None:
         """Make room for the centres."""

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastneg.negatives.bank import Bank, Combine, KeyBank, appended_keys, check_positive, filled_up, joined, largest
+from contrastneg.checks import check_range
+from contrastneg.negatives.bank import Bank, Combine, KeyBank, appended_keys, filled_up, joined, largest
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
 from contrastneg.negatives.graph import Edges, Graph, OnGraph
+from contrastneg.negatives.select import scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -30,6 +32,7 @@ class MemoryBank(StageWithState):
 
     kind: ClassVar[str] = "source"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
+    of_images: ClassVar[tuple[str, ...]] = ("count",)
     memory: KeyBank = field(init=False, repr=False)
 
     count: int | Schedule = 4096
@@ -43,7 +46,8 @@ class MemoryBank(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "count")
+        check_range(self, "count", least=1)
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
         self.memory = KeyBank(self.bank)
 
     @property
@@ -99,6 +103,7 @@ class MinedNeighbours(OnGraph):
     kind: ClassVar[str] = "source"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_images: ClassVar[tuple[str, ...]] = ("size",)
 
     size: int = 32
     """Images in each list, at least 1."""
@@ -119,10 +124,10 @@ class MinedNeighbours(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "size", "count")
-        check_positive(self, "uniform", "skip", least=0)
+        check_range(self, "size", "count", "every", least=1)
+        check_range(self, "uniform", "skip", "start", least=0)
         self.memory = KeyBank(self.bank)
-        self.graph = Graph(Edges(self.skip + self.size, every=self.every, start=self.start), "MinedNeighbours")
+        self.graph = Graph(Edges(self.skip + self.size, every=self.every, start=self.start))
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the drawn images."""

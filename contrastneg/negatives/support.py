@@ -1,6 +1,5 @@
 """False negatives by support views: candidates that resemble the query's image in any of its views."""
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -8,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
-from contrastneg.negatives.eliminate import Action, check_range, treat
+from contrastneg.negatives.eliminate import Action, treat
 from contrastneg.schedules import Schedule, value
 
 
@@ -40,9 +40,9 @@ class SupportViews(Stage):
     """Remove what is found, or attract it as further positives."""
 
     def __post_init__(self) -> None:
-        check_range(self, "views", 1, math.inf)
-        check_range(self, "top", 0, math.inf)
-        check_range(self, "threshold", -1, 1)
+        check_range(self, "views", least=1)
+        check_range(self, "top", least=0)
+        check_range(self, "threshold", least=-1, most=1)
 
     @property
     def attracts(self) -> bool:
@@ -95,9 +95,8 @@ class SupportMemory(StageWithState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "depth", 0, math.inf)
-        check_range(self, "top", 0, math.inf)
-        check_range(self, "threshold", -1, 1)
+        check_range(self, "depth", "top", least=0)
+        check_range(self, "threshold", least=-1, most=1)
         self.register_buffer("past", torch.zeros(0, self.depth, 1))
         self.register_buffer("seen", torch.zeros(0, dtype=torch.long))  # keys of each image so far
 

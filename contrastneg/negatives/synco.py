@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.negatives.mixes import Pool, pair_norms, pair_similarity, products, query_similarity
-from contrastneg.negatives.synthesize import check_not_negative, whole
+from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 COUNTS = ("interpolated", "extrapolated", "mixed", "noisy", "shifted", "signed")
@@ -39,6 +40,7 @@ class SynCo(Stage):
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     pool: int | Schedule = 1024
     """Candidates, hardest first, that points are made of. A number or a schedule."""
@@ -66,11 +68,12 @@ class SynCo(Stage):
     """Epochs without synthetic points."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.pool, int) and self.pool < 1:
-            raise ValueError(f"SynCo.pool is {self.pool}: use at least 1 candidate")
-        if not isinstance(self.extrapolation, Schedule) and self.extrapolation < 1:
-            raise ValueError(f"SynCo.extrapolation is {self.extrapolation}: give at least 1, the candidate itself")
-        check_not_negative(self, *COUNTS, "noise", "shift", "sign_shift", "warmup_epochs")
+        check_range(self, "pool", "extrapolation", least=1)
+        check_range(self, *COUNTS, "noise", "shift", "sign_shift", "warmup_epochs", least=0)
+
+    def first_epoch(self, epochs: float) -> float:
+        """The end of the warm-up."""
+        return self.warmup_epochs
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with the points of all six kinds appended, in the order of the settings."""

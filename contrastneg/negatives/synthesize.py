@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Negatives, Stage
 from contrastneg.negatives.mixes import Pool, pair_norms, pair_similarity, products, query_similarity
 from contrastneg.schedules import Schedule, value
@@ -28,6 +29,7 @@ class MoCHi(Stage):
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     pool: int | Schedule = 1024
     """Candidates, hardest first, that mixes are made of (N in the paper). A number or a schedule."""
@@ -39,9 +41,12 @@ class MoCHi(Stage):
     """Epochs without mixes."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.pool, int) and self.pool < 1:
-            raise ValueError(f"MoCHi.pool is {self.pool}: mix at least 1 candidate")
-        check_not_negative(self, "pair_mixes", "query_mixes", "warmup_epochs")
+        check_range(self, "pool", least=1)
+        check_range(self, "pair_mixes", "query_mixes", "warmup_epochs", least=0)
+
+    def first_epoch(self, epochs: float) -> float:
+        """The end of the warm-up."""
+        return self.warmup_epochs
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``pair_mixes + query_mixes`` columns more."""
@@ -72,6 +77,7 @@ class PositiveMix(Stage):
 
     kind: ClassVar[str] = "synthesize"
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "log_prob"})
+    of_candidates: ClassVar[tuple[str, ...]] = ("pool",)
 
     pool: int | Schedule = 64
     """Candidates, hardest first, that are mixed. A number or a schedule."""
@@ -81,10 +87,9 @@ class PositiveMix(Stage):
     """Largest share of the positive, in [0, 1]. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.pool, int) and self.pool < 1:
-            raise ValueError(f"PositiveMix.pool is {self.pool}: mix at least 1 candidate")
-        check_not_negative(self, "count")
-        check_share(self, "largest")
+        check_range(self, "pool", least=1)
+        check_range(self, "count", least=0)
+        check_range(self, "largest", least=0, most=1)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``count`` columns more."""
@@ -104,19 +109,3 @@ class PositiveMix(Stage):
 def whole(setting: int | Schedule, clock: Clock) -> int:
     """A setting that counts something, at a point of the run: a whole number of at least 0."""
     return max(0, round(value(setting, clock.progress)))
-
-
-def check_not_negative(stage: Stage, *names: str) -> None:
-    """Refuse settings below 0; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and number < 0:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give 0 or more")
-
-
-def check_share(stage: Stage, *names: str) -> None:
-    """Refuse settings outside [0, 1]; a schedule is not asked."""
-    for name in names:
-        number = getattr(stage, name)
-        if not isinstance(number, Schedule) and not 0 <= number <= 1:
-            raise ValueError(f"{type(stage).__name__}.{name} is {number}: give a number from 0 to 1")

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.bank import (
     Bank,
     Combine,
     KeyBank,
-    check_positive,
     filled_up,
     joined,
     largest,
@@ -63,10 +63,9 @@ class GraphWalk(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "walks", "steps", "hop_min")
-        if not isinstance(self.follow, Schedule) and not 0 <= self.follow <= 1:
-            raise ValueError(f"GraphWalk.follow is {self.follow}: give a probability")
-        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges, "GraphWalk")
+        check_range(self, "walks", "steps", "hop_min", least=1)
+        check_range(self, "follow", least=0, most=1)
+        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges)
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the visited images."""
@@ -119,8 +118,8 @@ class CooccurrenceRows(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "count", "steps")
-        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges, "CooccurrenceRows")
+        check_range(self, "count", "steps", least=1)
+        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges)
 
     @property
     def gives(self) -> frozenset[str]:  # type: ignore[override]
@@ -200,13 +199,12 @@ class PageRankBand(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "count", "walks", "steps")
-        check_positive(self, "skip", "end", least=0)
-        if not isinstance(self.follow, Schedule) and not 0 <= self.follow <= 1:
-            raise ValueError(f"PageRankBand.follow is {self.follow}: give a probability")
+        check_range(self, "count", "walks", "steps", least=1)
+        check_range(self, "skip", "end", least=0)
+        check_range(self, "follow", least=0, most=1)
         if (self.skip < 1) == (self.end < 1) and self.end <= self.skip:
-            raise ValueError(f"PageRankBand.end is {self.end}: let the band end after PageRankBand.skip ({self.skip})")
-        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges, "PageRankBand")
+            raise WrongSetting(self, "end", f"is {self.end}: let the band end after skip, {self.skip}")
+        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges)
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the drawn images."""
@@ -265,10 +263,10 @@ class GuidedWalk(OnGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "count", "rounds", "pool")
+        check_range(self, "count", "rounds", "pool", least=1)
         if self.count > self.pool:
-            raise ValueError(f"GuidedWalk.count is {self.count} but the pool {self.pool}: lower count or raise pool")
-        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges, "GuidedWalk")
+            raise WrongSetting(self, "count", f"is {self.count} but the pool {self.pool}: lower count or raise pool")
+        self.memory, self.graph = KeyBank(self.bank), Graph(self.edges)
 
     @torch.no_grad()
     def _best(self, node: Tensor, own: Tensor, direction: Tensor, count: int) -> Int64[Tensor, "B count"]:

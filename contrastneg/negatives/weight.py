@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.logsumexp import table_logsumexp
 from contrastneg.negatives.core import Clock, Negatives, Stage
-from contrastneg.negatives.select import Mass, check_range
+from contrastneg.negatives.select import Mass, scaling
 from contrastneg.schedules import Schedule, value
 
 
@@ -27,6 +28,7 @@ class HardnessWeight(Stage):
     """
 
     kind: ClassVar[str] = "weight"
+    breaks: ClassVar[frozenset[str]] = frozenset({"plain mass"})
 
     beta: float | Schedule = 1.0
     """Tilt towards hard candidates, 0 or more, in units of 1 / temperature as in the official code. A number or a schedule."""
@@ -36,11 +38,8 @@ class HardnessWeight(Stage):
     """Treat the weights as constants; off as published."""
 
     def __post_init__(self) -> None:
-        check_range(self, "beta", 0)
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(
-                f"HardnessWeight.temperature is {self.temperature}: give a number above 0, or none for the method's"
-            )
+        check_range(self, "beta", least=0)
+        check_range(self, "temperature", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -62,7 +61,7 @@ class GaussianWeight(Stage):
     """
 
     kind: ClassVar[str] = "weight"
-    breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     center: float | Schedule = 0.7
     """Similarity with the largest weight (mu). A number or a schedule."""
@@ -70,7 +69,8 @@ class GaussianWeight(Stage):
     """Standard deviation in units of similarity (sigma), above 0. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "width", 1e-4)
+        check_range(self, "center")
+        check_range(self, "width", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -90,13 +90,13 @@ class FixedMass(Stage):
     """
 
     kind: ClassVar[str] = "weight"
-    breaks: ClassVar[frozenset[str]] = frozenset({"mass"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"plain mass"})
 
     total: float | Schedule = 256.0
     """Weight of all candidates of a query together (a), above 0. A number or a schedule."""
 
     def __post_init__(self) -> None:
-        check_range(self, "total", 1e-6)
+        check_range(self, "total", above=0)
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights."""
@@ -115,12 +115,13 @@ class SamplingCorrection(Stage):
 
     With ``mass`` "preserve" each row's total stays what it was: self-normalised importance sampling, right after a
     selector of either mass, consistent and with a small bias. "plain" after a selector of mass "plain" is unbiased for
-    the sum over all candidates at ``strength`` 1; after one that preserved the mass it would count it twice, and is
-    refused. Before a law of popularity alike, it leaves of that law only the variance.
+    the sum over all candidates at ``strength`` 1; after one that preserved the mass, or weights that kept a total, it
+    would count twice, and is refused. Before a law of popularity alike, it leaves of that law only the variance.
     """
 
     kind: ClassVar[str] = "weight"
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "all ranks"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"no correction"})
 
     strength: float | Schedule = 1.0
     """Part of the law that is undone (gamma), from 0 to 1. A number or a schedule."""
@@ -128,9 +129,10 @@ class SamplingCorrection(Stage):
     """Keep each row's total weight, or add the correction as it stands."""
 
     def __post_init__(self) -> None:
-        check_range(self, "strength", 0, 1)
+        check_range(self, "strength", least=0, most=1)
         if self.mass == "plain":
-            object.__setattr__(self, "needs", frozenset({"log_prob", "plain mass"}))
+            object.__setattr__(self, "needs", self.needs | {"plain mass"})
+        object.__setattr__(self, "breaks", scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights.

@@ -21,6 +21,7 @@ class Curve:
 
 
 STEPS_AND_EPOCHS = "thin: logged steps, thick: mean of each epoch"
+STEPS_AND_ENDS = "thin: logged steps, thick: last step of each epoch"
 CURVES = (
     Curve("Loss", "nats", ("train/loss", "epoch/loss"), remark=STEPS_AND_EPOCHS),
     Curve(
@@ -38,15 +39,22 @@ CURVES = (
     Curve("Learning rate", "", ("train/lr",), 1.0, True),
     Curve("Momentum of the key encoder", "", ("train/momentum",)),
     Curve("Speed", "images/s", ("speed/images_per_second",), 1.0, True),
-    Curve("Queue fill", "%", ("candidates/queue_fill",), 100.0, True),
-    Curve("Own keys in the queue (excluded)", "%", ("candidates/own",), 100.0, True, "keys of the query's own image"),
+    Curve("Queue fill", "%", ("candidates/queue_fill", "epoch/queue_fill"), 100.0, True, STEPS_AND_ENDS),
+    Curve(
+        "Own keys in the queue (excluded)",
+        "%",
+        ("candidates/own", "epoch/own"),
+        100.0,
+        True,
+        f"keys of the query's own image; {STEPS_AND_ENDS}",
+    ),
     Curve(
         "Same class among the candidates",
         "%",
-        ("candidates/same_class",),
+        ("candidates/same_class", "epoch/same_class"),
         100.0,
         True,
-        "different images with the query's label: false negatives",
+        f"different images with the query's label: false negatives; {STEPS_AND_ENDS}",
     ),
 )
 
@@ -76,7 +84,7 @@ def columns_of(curve: Curve, metrics: dict[str, list[float | None]], times: list
     for name in (name for name in curve.columns if name in metrics):
         points = [(x, curve.scale * y) for x, y in zip(times, metrics[name], strict=True) if y is not None]
         if points and all(points != other.points for other in series):
-            faint = name.startswith("train/") and len(curve.columns) > 1
+            faint = name.startswith(("train/", "candidates/")) and len(curve.columns) > 1
             series.append(Series(name, points, "faint" if faint else "main"))
     return series
 

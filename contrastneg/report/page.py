@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
-from contrastneg.report.records import Records, finite, number, read_records, voters
+from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
 from contrastneg.writing import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -50,7 +50,7 @@ class Page:
     charts: list[tuple[Chart, str]]
     pairs: list[tuple[Shown, Shown]]
     neighbours: list[Row]
-    neighbour_count: str
+    neighbour_remark: str
     notes: list[str]
     command: str
     environment: list[tuple[str, str]]
@@ -99,8 +99,8 @@ def build_page(records: Records) -> Page:
         charts=charts(records.metrics, rows),
         pairs=view_pairs(records.pictures),
         neighbours=neighbours,
-        neighbour_count=neighbour_count(neighbours),
-        notes=[str(note) for note in as_list(records.summary.get("notes"))],
+        neighbour_remark=neighbour_remark(records, neighbours),
+        notes=notes(records, rows),
         command=shlex.join(map(str, command)),
         environment=[(str(k), plain_text(value)) for k, value in records.environment.items() if k != "command"],
         config=records.config_text.strip(),
@@ -183,11 +183,7 @@ def score(row: dict[str, Any], key: dict[str, Any]) -> Score:
 def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
     """What the scores say, or how far an unscored run is."""
     if rows:
-        key = number(rows[0].get("knn_top1"))
-        others = [value for row in rows[1:] if math.isfinite(value := number(row.get("knn_top1")))]
-        if others and key <= max(others):
-            return "The pretrained encoder scores no better than its best baseline: this training did not help."
-        return ""
+        return sentence(shortfall(rows))
     epochs = finite(records.metrics.get("epoch", []))
     state = "The run is not scored" if records.summary else "The run is not finished"
     if not epochs:
@@ -195,6 +191,17 @@ def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
     knn_scores = finite(records.metrics.get("knn/top1", []))
     knn = f"; last kNN top-1 while training: {100 * knn_scores[-1]:.1f} %" if knn_scores else ""
     return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
+
+
+def notes(records: Records, rows: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know, each once; what the verdict says already is left out."""
+    told = dict.fromkeys(str(note) for note in as_list(records.summary.get("notes")))
+    return [note for note in told if note != shortfall(rows)]
+
+
+def sentence(text: str) -> str:
+    """A note as a sentence."""
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def score_rows(rows: list[dict[str, Any]]) -> list[TableRow]:
@@ -222,14 +229,19 @@ def table_remark(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def neighbour_count(rows: list[Row]) -> str:
-    """How many neighbours are right, of those whose class is known."""
+def neighbour_remark(records: Records, rows: list[Row]) -> str:
+    """What the neighbours are, and how many are right of those whose class is known."""
+    alike = "by cosine similarity of the pretrained features"
+    if "query_label" not in records.pictures:
+        searched = records.pictures.get("searched", "the")
+        return f"Pretraining images (outlined) and the nearest of {searched} others {alike}. The number is the cosine."
     kinds = [near.kind for row in rows for near in row.near if near.kind != "unknown"]
-    return (
-        f"{kinds.count('right')} of {len(kinds)} shown neighbours have the test image's class (✓), the others do not (✗)."
+    right = (
+        f" {kinds.count('right')} of {len(kinds)} shown neighbours have the test image's class (✓), the others do not (✗)."
         if kinds
         else ""
     )
+    return f"Test images (outlined) and their nearest training images {alike}.{right} The number is the cosine."
 
 
 def percent(value: Any) -> str:

@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 MAX_SIDE = 80  # larger pictures are shrunk: 100 of them must fit a page of a few megabytes
@@ -35,10 +35,13 @@ class Near:
 
 @dataclass(frozen=True)
 class Row:
-    """A test image and its neighbours, nearest first."""
+    """An image and its neighbours, nearest first."""
 
     query: Shown
+    kind: str
+    """What the image is, in words."""
     name: str
+    """Its class; empty where nothing is labelled."""
     near: list[Near]
 
 
@@ -74,7 +77,10 @@ def view_pairs(arrays: dict[str, np.ndarray]) -> list[tuple[Shown, Shown]]:
 
 
 def neighbour_rows(arrays: dict[str, np.ndarray]) -> list[Row]:
-    """Test images with their neighbours; empty if the arrays are missing or do not fit each other."""
+    """Images with their neighbours; empty if the arrays are missing or do not fit each other.
+
+    Arrays without a ``query_label`` are of a run without labels: classes are then not spoken of.
+    """
     query, near = arrays.get("neighbour_query"), arrays.get("neighbour")
     if query is None or near is None or not (are_pictures(query, 4) and are_pictures(near, 5)):
         return []
@@ -83,7 +89,12 @@ def neighbour_rows(arrays: dict[str, np.ndarray]) -> list[Row]:
     )
     if len(query) != len(near) or similarity is None or similarity.shape != near.shape[:2]:
         return []
-    if query_label is None or query_label.shape != near.shape[:1]:
+    if query_label is None:
+        query, near, similarity = query[:MAX_ROWS], near[:MAX_ROWS], similarity[:MAX_ROWS]
+        return [
+            row_without_labels(*row, place) for place, row in enumerate(zip(query, near, similarity, strict=True), 1)
+        ]
+    if query_label.shape != near.shape[:1]:
         query_label = np.full(near.shape[:1], -1)
     if near_label is None or near_label.shape != near.shape[:2]:
         near_label = np.full(near.shape[:2], -1)
@@ -104,8 +115,23 @@ def neighbour_rows(arrays: dict[str, np.ndarray]) -> list[Row]:
             for n in range(min(near.shape[1], MAX_NEIGHBOURS))
         ]
         name = class_name(label, names)
-        rows.append(Row(shown(query[place], f"{title}: {name}"), name, neighbours))
+        rows.append(Row(shown(query[place], f"{title}: {name}"), "test image", name, neighbours))
     return rows
+
+
+def row_without_labels(
+    query: UInt8[np.ndarray, "3 H W"],
+    near: UInt8[np.ndarray, "k 3 H W"],
+    similarity: Float[np.ndarray, " k"],
+    place: int,
+) -> Row:
+    """An image and its neighbours where no class is known of any."""
+    title = f"image {place}"
+    found = [
+        Near(shown(pixels, f"neighbour {n} of {title}, similarity {cosine:.2f}"), f"{cosine:.3f}", "", "", "unknown")
+        for n, (pixels, cosine) in enumerate(zip(near, similarity, strict=True), 1)
+    ]
+    return Row(shown(query, title), "image", "", found[:MAX_NEIGHBOURS])
 
 
 def neighbour(

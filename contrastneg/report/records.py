@@ -120,6 +120,27 @@ def voters(rows: Sequence[dict[str, Any]]) -> str:
     return " or ".join(dict.fromkeys(str(row.get("knn_k", "?")) for row in rows))
 
 
+COMPARED = (("knn_top1", "kNN"), ("linear_top1", "linear"))
+
+
+def shortfall(rows: Sequence[dict[str, Any]]) -> str:
+    """One sentence on where the pretrained encoder is not better than a baseline; empty where it is everywhere.
+
+    Compares kNN top-1 and linear top-1 of the first row with those of every other row; a score must be higher to be better,
+    and one that is missing is not compared.
+    """
+    parts = []
+    for row in rows[1:]:
+        pairs = [(name, number(rows[0].get(key)), number(row.get(key))) for key, name in COMPARED]
+        lost = [f"{name} {own:.1f} against {other:.1f} %" for name, own, other in pairs if own <= other]
+        if lost:
+            name = str(row.get("features", "?"))
+            parts.append(f"{name if name == 'raw pixels' else f'the {name}'} ({', '.join(lost)})")
+    if not parts:
+        return ""
+    return f"the pretrained encoder is not better than {', nor than '.join(parts)}: train longer, or look for a fault"
+
+
 def read_arrays(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
     """All arrays of an npz file; empty, with a note in ``problems``, if it is not one."""
     try:

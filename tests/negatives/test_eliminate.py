@@ -306,7 +306,7 @@ def test_no_candidate_is_redundant_at_threshold_one():
         (lambda: AbovePositive(margin=3), "AbovePositive.margin is 3: give a number from -2 to 2"),
         (lambda: AbovePositive(begin_at=-1), "AbovePositive.begin_at is -1"),
         (lambda: Redundant(threshold=1.5), "Redundant.threshold is 1.5"),
-        (lambda: Redundant(pool=0), "Redundant.pool is 0: give at least 1"),
+        (lambda: Redundant(pool=0), "Redundant.pool is 0: give a number of at least 1"),
         (lambda: SupportViews(views=0), "SupportViews.views is 0"),
         (lambda: SupportMemory(depth=-1), "SupportMemory.depth is -1"),
         (lambda: SupportMemory(threshold=7), "SupportMemory.threshold is 7"),
@@ -318,7 +318,7 @@ def test_no_candidate_is_redundant_at_threshold_one():
         (lambda: SameCluster(temperature=0), "SameCluster.temperature is 0"),
         (lambda: MetadataTiers([]), "MetadataTiers.tiers is empty"),
         (lambda: Tier("x", weight=-1), "Tier.weight is -1"),
-        (lambda: Tier("x", within=3), "Tier.time names no column"),
+        (lambda: Tier("x", within=3), "time names no column"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_one_line(make, message):

@@ -113,11 +113,11 @@ def test_a_weight_of_zero_removes_and_schedules_are_followed():
 
 
 def test_columns_that_are_not_there_or_hold_other_things_are_refused():
-    with pytest.raises(ValueError, match="names column 'd' but the images have c, e: name one of these"):
+    with pytest.raises(ValueError, match="Tier.column asks for the column 'd' but the columns of the images are: c, e"):
         after([Tier("d")], {"e": [1] * 5, "c": [2] * 5})
-    with pytest.raises(ValueError, match="the images have none"):
+    with pytest.raises(ValueError, match="the columns of the images are: none"):
         after([Tier("d")], {})
-    with pytest.raises(ValueError, match="column t holds 'noon'"):
+    with pytest.raises(ValueError, match="Tier.time names t, which holds 'noon'"):
         after([Tier("c", time="t", within=1)], {"c": [1] * 5, "t": ["noon", 1, 2, 3, 4]})
 
 

@@ -238,7 +238,10 @@ def test_candidates_without_identity_are_refused():
         (lambda: InDegree(neighbours=0), "InDegree.neighbours is 0"),
         (lambda: HitRate(share=0.0), "HitRate.share is 0.0"),
         (lambda: HitRate(decay=1.5), "HitRate.decay is 1.5"),
-        (lambda: stage(popularity=ColumnSize("age")), "needs the column 'age' but the data's columns are: place"),
+        (
+            lambda: stage(popularity=ColumnSize("age")),
+            "ColumnSize.column asks for the column 'age' but the columns of the images are: place",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(make, message):

@@ -151,7 +151,8 @@ def test_the_groups_come_from_the_data_and_not_from_a_checkpoint():
 
 def test_an_unknown_column_and_candidates_without_identity_are_refused():
     with pytest.raises(
-        ValueError, match="RelatedSubset needs the column 'plaze' but the data's columns are: place, seq"
+        ValueError,
+        match="RelatedSubset.column asks for the column 'plaze' but the columns of the images are: place, seq",
     ):
         stage(RelatedSubset, column="plaze")
     with pytest.raises(ValueError, match="RelatedSubset needs 'id'"):

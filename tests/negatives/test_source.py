@@ -229,13 +229,13 @@ def test_settings_survive_a_checkpoint_of_plain_values(name):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("MemoryBank", {"count": 0}, "MemoryBank.count is 0: give 1 or more"),
-        ("MinedNeighbours", {"uniform": -1}, "MinedNeighbours.uniform is -1: give 0 or more"),
+        ("MemoryBank", {"count": 0}, "MemoryBank.count is 0: give a number of at least 1"),
+        ("MinedNeighbours", {"uniform": -1}, "MinedNeighbours.uniform is -1: give a number of at least 0"),
         ("GraphWalk", {"follow": 1.5}, "GraphWalk.follow is 1.5"),
         ("PageRankBand", {"skip": 10, "end": 5}, "PageRankBand.end is 5"),
         ("GuidedWalk", {"count": 9, "pool": 4}, "GuidedWalk.count is 9"),
         ("HardCache", {"temperature": 0.0}, "HardCache.temperature is 0.0"),
-        ("ScoreHistory", {"history": 1}, "ScoreHistory.history is 1: give 2 or more"),
+        ("ScoreHistory", {"history": 1}, "ScoreHistory.history is 1: give a number from 2 to 255"),
         ("MetropolisChain", {"chains": 0}, "MetropolisChain.chains is 0"),
     ],
 )

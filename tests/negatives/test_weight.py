@@ -14,6 +14,7 @@ from contrastneg.negatives import (
     GaussianWeight,
     HardestSubset,
     HardnessWeight,
+    MemoryBank,
     Negatives,
     SamplingCorrection,
     SoftmaxSubset,
@@ -206,13 +207,34 @@ def test_candidates_that_nobody_drew_are_left_alone_by_a_correction():
 
 def test_a_correction_that_would_count_the_mass_twice_is_refused():
     check_pipeline([UniformSubset(mass="plain"), SamplingCorrection(mass="plain")], {"id"})
-    with pytest.raises(ValueError, match="SamplingCorrection needs 'plain mass'"):
-        check_pipeline([UniformSubset(), SamplingCorrection(mass="plain")], {"id"})
+    plain = SamplingCorrection(mass="plain")
+    for stages in (
+        [UniformSubset()],
+        [UniformSubset(mass="plain"), UniformSubset()],
+        [UniformSubset(), SoftmaxSubset(mass="plain")],
+        [UniformSubset(mass="plain"), FixedMass()],
+        [UniformSubset(mass="plain"), HardnessWeight()],
+        [UniformSubset(mass="plain"), SamplingCorrection()],
+        [MemoryBank(mass="preserve")],
+        [MemoryBank(combine="append", mass="preserve"), UniformSubset(mass="plain")],
+    ):
+        with pytest.raises(ValueError, match="SamplingCorrection needs 'plain mass', which .* took away"):
+            check_pipeline([*stages, plain], {"id"})
+
+
+def test_a_correction_after_two_draws_weighs_by_both_and_by_the_second_alone_where_nobody_drew_first():
+    before = table(n_keys=8)  # three are removed
+    first = before.log_prob if before.log_prob is not None else torch.full_like(before.similarity, math.nan)
+    first[:, :6] = math.log(0.25)
+    drawn = UniformSubset(5, mass="plain")(replace(before, log_prob=first.detach()), NOW)
+    after = SamplingCorrection(mass="plain")(UniformSubset(2, mass="plain")(drawn, NOW), NOW)
+    due = torch.where(torch.arange(8) < 6, 4.0, 1.0).double() * 5 / 2
+    assert_close(after.log_weight.exp()[after.kept], due.expand(5, 8)[after.kept])
 
 
 def test_a_correction_without_a_law_is_refused():
     for stages in ([SamplingCorrection()], [UniformSubset(), HardestSubset(4), SamplingCorrection()]):
-        with pytest.raises(ValueError, match="SamplingCorrection needs 'log_prob'"):
+        with pytest.raises(ValueError, match="SamplingCorrection needs '(log_prob|all ranks)'"):
             check_pipeline(stages, {"id"})
     with pytest.raises(ValueError, match="whose law nobody recorded"):
         SamplingCorrection()(table(), NOW)

@@ -1,0 +1,141 @@
+"""Whether settings are in range: the one set of checks of stages and losses, and where the user wrote what they refuse."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from contrastneg.schedules import Schedule
+
+
+class WrongSetting(ValueError):
+    """A setting that cannot be right.
+
+    Args:
+        owner: What has the setting.
+        name: The setting, an attribute of its owner.
+        trouble: What was met and what to do, as it goes on after the name: "is 3: give 1 or less".
+    """
+
+    def __init__(self, owner: object, name: str, trouble: str) -> None:
+        super().__init__(f"{type(owner).__name__}.{name} {trouble}")
+        self.owner, self.name, self.trouble = owner, name, trouble
+
+    def at(self, key: str) -> ValueError:
+        """The same refusal under the key of the owner in a settings file.
+
+        Args:
+            key: For instance ``method.stages[1]``.
+        """
+        return ValueError(f"{key}.{self.name} of {type(self.owner).__name__} {self.trouble}")
+
+
+def check_range(
+    owner: object,
+    *names: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Refuse numbers that are out of range or not finite; None is left alone, a schedule asked at both ends of the run.
+
+    Args:
+        owner: What has the settings.
+        names: The settings.
+        least: The smallest number that is allowed.
+        above: Only larger numbers than this are allowed.
+        most: The largest number that is allowed.
+        below: Only smaller numbers than this are allowed.
+
+    Raises:
+        WrongSetting: A number is out of range.
+    """
+    for name in names:
+        setting: Any = getattr(owner, name)
+        numbers = {} if setting is None else {f"{setting}": setting}
+        if isinstance(setting, Schedule):
+            numbers = {f"{setting(end):g} at progress {end:g}": setting(end) for end in (0.0, 1.0)}
+        for shown, number in numbers.items():
+            fits = (least is None or number >= least) and (most is None or number <= most)
+            fits = fits and (above is None or number > above) and (below is None or number < below)
+            if not (fits and math.isfinite(number)):
+                raise WrongSetting(owner, name, f"is {shown}: give {_range_in_words(least, above, most, below)}")
+
+
+def refusal(error: ValueError, settings: Any) -> ValueError:
+    """The refusal behind an error met while objects were made of settings, under the key where the user wrote it.
+
+    Args:
+        error: A refusal, or what a parser made of one.
+        settings: Nested lists and mappings, classes named by ``class_path`` beside their ``init_args``.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, WrongSetting):
+        cause = cause.__cause__
+    if cause is not None:
+        owner = cause.owner
+        key = next((key for key, name, given in _nodes(settings) if _made_of(owner, name, given)), None)
+        return cause if key is None else cause.at(key)
+    line = re.search(r"^[- ]*- ((\w+)(?:\.\w+)? (?:is|goes) .*)$", str(error), re.MULTILINE)  # of a schedule
+    keys = [key for key, name, _ in _nodes(settings) if line and name == line[2]]
+    if line is None:
+        return error
+    return ValueError(f"{keys[0]}: {line[1]}" if len(keys) == 1 else line[1])
+
+
+def refusal_of(root: Any, key: str, error: ValueError) -> ValueError:
+    """A refusal by an object, or by settings inside it, under the key where the user wrote it.
+
+    Args:
+        root: The object, a dataclass.
+        key: Where the user wrote it.
+        error: What was raised.
+    """
+    if not isinstance(error, WrongSetting):
+        return ValueError(f"{key}: {error}")
+    owner = error.owner
+    return next((error.at(place) for place, part in _parts(root, key) if part is owner), error)
+
+
+def _parts(root: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A dataclass and those that are settings inside it, each with its key."""
+    yield key, root
+    for name in (field.name for field in fields(root) if field.init):
+        setting = getattr(root, name)
+        listed = (
+            {f"[{place}]": part for place, part in enumerate(setting)} if isinstance(setting, list) else {"": setting}
+        )
+        for place, part in listed.items():
+            if is_dataclass(part):
+                yield from _parts(part, f"{key}.{name}{place}")
+
+
+def _nodes(settings: Any, key: str = "") -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Every mapping in a tree of settings: its key, its class if it is named, its arguments."""
+    if isinstance(settings, list):
+        for place, part in enumerate(settings):
+            yield from _nodes(part, f"{key}[{place}]")
+    elif isinstance(settings, dict):
+        named = settings.get("class_path")
+        arguments = settings if named is None else settings.get("init_args", {})
+        yield key, named and named.rpartition(".")[2], arguments
+        for name, part in arguments.items():
+            yield from _nodes(part, f"{key}.{name}".lstrip("."))
+
+
+def _made_of(owner: Any, name: str | None, arguments: dict[str, Any]) -> bool:
+    """Whether an object was made of these arguments, by those of them that are plain numbers and words."""
+    if name not in (None, type(owner).__name__) or arguments.keys() != {f.name for f in fields(owner) if f.init}:
+        return False
+    plain = {key: given for key, given in arguments.items() if isinstance(given, (bool, int, float, str))}
+    return all(str(getattr(owner, key)) == str(given) for key, given in plain.items())
+
+
+def _range_in_words(least: float | None, above: float | None, most: float | None, below: float | None) -> str:
+    if least is not None and most is not None:
+        return f"a number from {least:g} to {most:g}"
+    ends = (("of at least", least), ("above", above), ("at most", most), ("below", below))
+    words = " and ".join(f"{words} {end:g}" for words, end in ends if end is not None)
+    return f"a number {words}" if words else "a finite number"

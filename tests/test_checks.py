@@ -1,0 +1,187 @@
+"""Every number of every stage and loss has a range, and what is outside it is refused under the key that the user wrote."""
+
+import dataclasses
+import inspect
+import math
+import typing
+
+import pytest
+
+from contrastneg import negatives, objectives
+from contrastneg.checks import WrongSetting
+from contrastneg.negatives import Bank, Edges, Popularity, Stage, Tier
+from contrastneg.objectives import Objective
+from contrastneg.schedules import Linear, Schedule
+
+REQUIRED = {"MetadataTiers": {"tiers": [Tier("a")]}, "ColumnSize": {"column": "a"}, "Tier": {"column": "a"}}
+WITHOUT_LEAST = {  # any finite number
+    ("BinaryCrossEntropy", "bias"),
+    ("Edges", "power"),
+    ("GaussianWeight", "center"),
+    ("MetropolisChain", "exponent"),
+    ("PopularSubset", "exponent"),
+    ("PopularityWeight", "exponent"),
+    ("ScoreHistory", "alpha"),
+    ("Sigmoid", "bias"),
+    ("SoftmaxSubset", "beta"),
+}
+
+
+def kinds():
+    public = [getattr(module, name) for module in (negatives, objectives) for name in module.__all__]
+    found = [thing for thing in public if inspect.isclass(thing) and issubclass(thing, (Stage, Popularity, Objective))]
+    return [Bank, Edges, Tier, *(kind for kind in found if not inspect.isabstract(kind) and kind is not Popularity)]
+
+
+def numbers(kind):
+    """Settings of a class that are numbers, and whether each may be a schedule."""
+    for field in dataclasses.fields(kind):
+        choices = typing.get_args(field.type) or (field.type,)
+        if field.init and typing.get_origin(field.type) is not tuple and {int, float} & set(choices):
+            yield field.name, Schedule in choices, float in choices
+
+
+CASES = [(kind, *number) for kind in kinds() for number in numbers(kind)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "scheduled", "real"), CASES, ids=[f"{kind.__name__}.{name}" for kind, name, *_ in CASES]
+)
+def test_no_number_may_be_nan_or_endless_or_far_below_zero_alone_or_at_an_end_of_a_schedule(
+    kind, name, scheduled, real
+):
+    wrong = [math.nan] if real else []
+    if (kind.__name__, name) not in WITHOUT_LEAST:
+        wrong.append(-(10**6))
+    if real and (kind, name) != (Tier, "within"):
+        wrong.append(math.inf)
+    if scheduled:
+        start = 1.0
+        wrong += [Linear(start, number) for number in wrong if math.isfinite(number)] + [Linear(start, math.nan)]
+    assert wrong
+    for number in wrong:
+        with pytest.raises(WrongSetting, match=rf"^{kind.__name__}\.\w+ is .*: .+$") as refusal:
+            kind(**REQUIRED.get(kind.__name__, {}) | {name: number})
+        assert refusal.value.name == name
+        assert "\n" not in str(refusal.value)
+
+
+def refused(tmp_path, stages, loss="InfoNCE", data="shapes", queue=64):
+    """What a settings file with these stages is answered with."""
+    from contrastneg.commandline import parse_pretrain
+
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"method:\n  class_path: MoCo\n  init_args:\n    backbone: {{width: 0.125}}\n    queue_size: {queue}\n"
+        f"    loss: {loss}\n    stages: {stages}\nviews: {{size: 16}}\n"
+    )
+    with pytest.raises(ValueError, match=".") as refusal:
+        parse_pretrain([data, "--config", str(file)])
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+FIRST = "{class_path: UniformSubset, init_args: {count: 9}}"
+LINES = {
+    f"[{FIRST}, {{class_path: UniformSubset, init_args: {{count: 0}}}}]": (
+        "method.stages[1].count of UniformSubset is 0: give a number of at least 1"
+    ),
+    "[{class_path: HardnessBand, init_args: {upper: 1.5}}]": (
+        "method.stages[0].upper of HardnessBand is 1.5: give a number from 0 to 1"
+    ),
+    "[{class_path: HardnessBand, init_args: {lower: 0.2, upper: 0.1}}]": (
+        "method.stages[0].upper of HardnessBand is 0.1: give more than lower, 0.2"
+    ),
+    "[{class_path: GlobalQuantile, init_args: {share: .nan}}]": (
+        "method.stages[0].share of GlobalQuantile is nan: give a number from 0 to 1"
+    ),
+    "[{class_path: HardestSubset, init_args: {random_share: {class_path: Linear, init_args: {start: 0, end: 2}}}}]": (
+        "method.stages[0].random_share of HardestSubset is 2 at progress 1: give a number from 0 to 1"
+    ),
+    "[{class_path: GraphWalk, init_args: {edges: {neighbours: 0}}}]": (
+        "method.stages[0].edges.neighbours of Edges is 0: give a number of at least 1"
+    ),
+    "[{class_path: MetadataTiers, init_args: {tiers: [{column: a}, {column: b, weight: -1}]}}]": (
+        "method.stages[0].tiers[1].weight of Tier is -1.0: give a number of at least 0"
+    ),
+    "[{class_path: PopularSubset, init_args: {popularity: {class_path: ClusterSize, init_args: {clusters: 0}}}}]": (
+        "method.stages[0].popularity.clusters of ClusterSize is 0: give a number of at least 1"
+    ),
+    "[{class_path: UniformSubset, init_args: {count: {class_path: Ramp, init_args: {start: 1, by: 1, parts: 0}}}}]": (
+        "method.stages[0].count: Ramp.parts is 0: give at least 1"
+    ),
+    f"[{FIRST}, {{class_path: HardestSubset, init_args: {{count: 65}}}}]": (
+        "method.stages[1].count of HardestSubset is 65 but the queue holds 64 keys: raise queue_size, or ask for fewer"
+    ),
+    "[{class_path: MoCHi, init_args: {pool: 100}}]": (
+        "method.stages[0].pool of MoCHi is 100 but the queue holds 64 keys: raise queue_size, or ask for fewer"
+    ),
+    f"[{FIRST}, {{class_path: OracleSameLabel}}]": (
+        "method.stages[1], OracleSameLabel (eliminate) stands after UniformSubset (select): "
+        "order stages as source, score, eliminate, select, weight, synthesize"
+    ),
+    "[{class_path: UniformSubsets}]": "there is no class 'UniformSubsets' here: did you mean UniformSubset?",
+    "[{class_path: UniformSubset, init_args: {cuont: 3}}]": (
+        "there is no setting 'cuont' in UniformSubset: did you mean count?"
+    ),
+}
+
+
+@pytest.mark.parametrize("stages", LINES)
+def test_wrong_stages_of_a_file_get_one_line_with_the_key_what_was_met_and_what_to_do(tmp_path, stages):
+    assert refused(tmp_path, stages) == LINES[stages]
+
+
+def test_a_wrong_number_of_a_loss_gets_its_key(tmp_path):
+    line = refused(tmp_path, "[]", "{class_path: Debiased, init_args: {class_prior: 1.5}}")
+    assert line == "method.loss.class_prior of Debiased is 1.5: give a number of at least 0 and below 1"
+
+
+BEGUN = {
+    "[{class_path: OracleSameLabel}]": (
+        "method.stages[0]: OracleSameLabel needs labels and the images have none: leave it out, or give labelled images"
+    ),
+    "[{class_path: PopularSubset, init_args: {count: 4, popularity: OracleClassSize}}]": (
+        "method.stages[0]: stage PopularSubset with OracleClassSize needs labels but the data has none: use ClusterSize"
+    ),
+    "[{class_path: RelatedSubset, init_args: {count: 4, column: plaze}}]": (
+        "method.stages[0].column of RelatedSubset asks for the column 'plaze' but the columns of the images are: place"
+    ),
+    "[{class_path: MetadataTiers, init_args: {tiers: [{column: place}, {column: plaze}]}}]": (
+        "method.stages[0].tiers[1].column of Tier asks for the column 'plaze' but the columns of the images are: place"
+    ),
+    "[{class_path: GraphWalk, init_args: {edges: {columns: [plaze]}}}]": (
+        "method.stages[0].edges.columns of Edges asks for the column 'plaze' but the columns of the images are: place"
+    ),
+    "[{class_path: SameCluster, init_args: {clusters: [31]}}]": (
+        "method.stages[0].clusters of SameCluster is [31] but there are 30 images: ask for fewer clusters"
+    ),
+    "[{class_path: MemoryBank, init_args: {count: 31}}]": (
+        "method.stages[0].count of MemoryBank is 31 but there are 30 images: take more, or ask for fewer"
+    ),
+    "[{class_path: HardCache, init_args: {size: 31}}]": (
+        "method.stages[0].size of HardCache is 31 but there are 30 images: take more, or ask for fewer"
+    ),
+}
+
+
+@pytest.mark.parametrize("stages", BEGUN)
+def test_stages_that_the_images_do_not_suit_are_refused_under_their_key_before_the_first_step(tmp_path, stages):
+    import torch
+
+    from contrastneg.commandline import parse_pretrain
+    from contrastneg.negatives import Facts
+
+    class Images:
+        def facts(self, dim):
+            return Facts(30, dim, columns={"place": torch.arange(30) % 3})
+
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "method:\n  class_path: MoCo\n  init_args:\n    backbone: {width: 0.125}\n    queue_size: 64\n"
+        f"    stages: {stages}\nviews: {{size: 16}}\n"
+    )
+    pipeline = parse_pretrain(["shapes", "--config", str(file)])[0].method.pipeline
+    with pytest.raises(ValueError, match=".") as refusal:
+        pipeline.begin(Images())
+    assert str(refusal.value) == BEGUN[stages]
