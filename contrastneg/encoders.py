@@ -119,6 +119,8 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
         ValueError: The name is unknown, the stem, width or image size cannot be had with it, its output is not pooled,
             or its published weights cannot be fetched.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"views.size is {image_size}: give at least 1 pixel")
     small = image_size is not None and image_size <= SMALL_IMAGE
     stem: Stem = ("cifar" if small else "imagenet") if settings.stem == "auto" else settings.stem
     if settings.name in OWN:
