@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from contrastneg import negatives, objectives, schedules
+from contrastneg import mixing, negatives, objectives, schedules
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import add_positional, parser_of_verb
@@ -79,7 +79,8 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
     try:
         if not names_method(arguments):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
-        arguments = class_first("--method.loss", class_first("--method", arguments))
+        for option in ("--method", "--method.loss", "--method.mixing"):
+            arguments = class_first(option, arguments)
         parsed = parser.parse_args(list(arguments))
         if parsed.views.size == 0:
             parsed = parser.parse_args([*arguments, f"--views.size={natural_size(parsed)}"])
@@ -177,18 +178,18 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
 
 
 def class_names(setting: str) -> list[str]:
-    """Names of the classes that may stand for a setting: methods, losses, stages or, for any number, schedules."""
+    """Names of the classes that may stand for a setting: methods, losses, stages, mixes or, for any number, schedules."""
     if setting == "method":
         return list(METHODS)
-    home = {"loss": objectives, "stages": negatives}.get(setting, schedules)
+    home = {"loss": objectives, "stages": negatives, "mixing": mixing}.get(setting, schedules)
     return [name for name in home.__all__ if is_setting(getattr(home, name))]
 
 
 def is_setting(thing: Any) -> bool:
-    """Whether a public name is a class that a YAML file may name: a concrete loss, stage or schedule."""
+    """Whether a public name is a class that a YAML file may name: a concrete loss, stage, mix or schedule."""
     return (
         inspect.isclass(thing)
-        and issubclass(thing, (objectives.Objective, negatives.Stage, schedules.Schedule))
+        and issubclass(thing, (objectives.Objective, negatives.Stage, mixing.InputMix, schedules.Schedule))
         and not inspect.isabstract(thing)
     )
 
@@ -196,7 +197,7 @@ def is_setting(thing: Any) -> bool:
 def class_named(path: str) -> type | None:
     """The class behind a name in a parser's message."""
     name = path.rpartition(".")[2]
-    homes = (objectives, negatives, schedules)
+    homes = (objectives, negatives, mixing, schedules)
     return METHODS.get(name) or next((getattr(module, name) for module in homes if hasattr(module, name)), None)
 
 
