@@ -162,22 +162,21 @@ def trained(method, callbacks=(), ckpt_path=None, **options):
     return method
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_the_step_is_the_plain_loss_plus_alpha_times_that_of_view_one_and_its_adversary(weight):
+def test_the_step_is_the_plain_loss_plus_alpha_times_that_of_view_one_and_its_adversary():
     from contrastneg.adversary import CLAE, attacked
     from contrastneg.losses import nt_xent
 
-    plain, first, by_hand = FirstStep(), FirstStep(), method_of(adversary=CLAE(weight=weight)).double()
+    plain, first, by_hand = FirstStep(), FirstStep(), method_of(adversary=CLAE(weight=0.5)).double()
     trained(method_of(), [plain], max_steps=1, precision="64-true")
-    trained(method_of(adversary=CLAE(weight=weight)), [first], max_steps=1, precision="64-true")
+    trained(method_of(adversary=CLAE(weight=0.5)), [first], max_steps=1, precision="64-true")
     view1, view2 = first.batch.view1, first.batch.view2
     z1, z2 = unit(by_hand.encoder(torch.cat([view1, view2]))).chunk(2)
     twin = by_hand.adversarial_encoder
     adversarial = unit(twin(attacked(view1, twin, first.batch.image_id, 0.03, clock())))
-    loss = (nt_xent(z1, z2, temperature=T) + weight * nt_xent(z1, adversarial, temperature=T)).mean()
+    loss = (nt_xent(z1, z2, temperature=T) + 0.5 * nt_xent(z1, adversarial, temperature=T)).mean()
     loss.backward()
     assert first.loss == pytest.approx(loss.item(), abs=1e-12)
-    assert (first.loss == pytest.approx(plain.loss, abs=1e-12)) == (weight == 0)
+    assert plain.loss == pytest.approx(nt_xent(z1, z2, temperature=T).mean().item(), abs=1e-12)
     for name, parameter in by_hand.named_parameters():
         assert_close(first.gradient[name], parameter.grad, msg=name)
     for name, buffer in plain.buffers.items():  # statistics of plain images are those of a run without adversary

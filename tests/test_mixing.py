@@ -228,8 +228,7 @@ def test_a_loss_that_remembers_images_is_refused_beside_mixes():
         MoCo(mixing=IMix(), loss=SogCLR())
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("name", ["IMix", "UnMix"])
+@pytest.mark.parametrize(("name", "symmetric"), [("IMix", True), ("UnMix", False)])
 def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path, name, symmetric):
     import pytorch_lightning as pl
 
