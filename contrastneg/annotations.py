@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 import contrastneg.methods  # noqa: F401 - whose classes are looked for
 from contrastneg.data.batches import Batches
+from contrastneg.mixing import InputMix
 from contrastneg.negatives import Popularity, Stage
 from contrastneg.objectives import Objective
 from contrastneg.schedules import Schedule
@@ -21,6 +22,7 @@ NAMED_BY_CLASS: dict[type, str] = {
     Objective: "a loss",
     Stage: "stages",
     Batches: "an order of batches",
+    InputMix: "a mix of images",
     Popularity: "a popularity",
     Schedule: "a schedule",
 }

@@ -90,7 +90,7 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
         if not names_method(arguments, settings_files(arguments)):
             arguments = ["--method=contrastneg.methods.SimCLR", *arguments]
         arguments = stages_in_list(arguments)
-        for option in ("--batches", "--method", "--method.loss"):
+        for option in ("--batches", "--method", "--method.loss", "--method.mixing"):
             arguments = class_first(option, arguments)
         printing = [argument for argument in arguments if argument.startswith("--print_config")]
         arguments = [argument for argument in arguments if argument not in printing]

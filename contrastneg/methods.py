@@ -15,12 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from contrastneg import distributed, loading
+from contrastneg.adversary import CLAE, attacked, with_own_batch_norm
 from contrastneg.batchnorm import convert_split_batch_norm
 from contrastneg.contrast import contrast, needs_no_table, unit
 from contrastneg.data.module import TwoViews
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
+from contrastneg.mixing import InputMix, Rows
 from contrastneg.negatives import Pipeline, Record, Stage
-from contrastneg.objectives import InfoNCE, Objective, check_objective
+from contrastneg.objectives import InfoNCE, Objective, check_objective, check_views
 from contrastneg.optim import Optimizer, build_optimizer
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
@@ -72,6 +74,7 @@ class MoCo(pl.LightningModule):
             ``plugins=[contrastneg.batchnorm.SyncBatchNorm()]``.
         bn_splits: Groups of the ``split`` batch norm.
         stages: Edits of the table of negatives, in order.
+        mixing: Queries from several images, by class name (IMix, UnMix); None leaves them alone.
         optimizer: Optimizer, learning-rate rule and warm-up.
         image_size: Side of the views, which vision transformers must know in advance.
 
@@ -95,6 +98,7 @@ class MoCo(pl.LightningModule):
         batch_norm: Literal["plain", "split", "shuffle", "sync"] = "plain",
         bn_splits: int = 8,
         stages: list[Stage] | None = None,
+        mixing: InputMix | None = None,
         optimizer: Optimizer = Optimizer(),
         image_size: int | None = None,
     ) -> None:
@@ -111,7 +115,8 @@ class MoCo(pl.LightningModule):
         provides = {"id", "support", "queue" if queue_size else "batch"}
         self.pipeline = Pipeline(stages or [], provides, projector.out, loss, queue_size or None)
         check_objective(loss, self.stages, temperature)
-        self.temperature, self.objective, self.momentum = temperature, loss, momentum
+        check_views(loss, mixing)
+        self.temperature, self.objective, self.momentum, self.mixing = temperature, loss, momentum, mixing
         self.key_buffers: Literal["own", "copy"] = key_buffers
         self.symmetric, self.batch_norm, self.optimizer_settings = symmetric, batch_norm, optimizer
         self.scale = loss_scale_factor(loss_scale, temperature, directions=2 if symmetric else 1)
@@ -150,40 +155,63 @@ class MoCo(pl.LightningModule):
 
     def training_step(self, batch: TwoViews, batch_idx: int) -> dict[str, Tensor]:
         """One MoCo step: embed, gather candidates, score, enqueue."""
-        features = self.backbone(batch.view1)
-        query = unit(self.predictor(self.encoder.projector(features)))  # (B, D), carries the gradient
+        features, query, rows = self._queries(batch.view1)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # once per optimizer step
             update_key_branch_(self.key_encoder, self.encoder, self._momentum_now(), self.key_buffers)
         key = self._keys(batch.view2, batch_idx)
-        directions = [(query, key)]
+        directions = [(query, key, rows)]
         if self.symmetric:
-            other = unit(self.predictor(self.encoder(batch.view2)))
-            directions.append((other, self._keys(batch.view1, batch_idx)))
+            _, query, rows = self._queries(batch.view2, direction=1)
+            directions.append((query, self._keys(batch.view1, batch_idx), rows))
 
         support = self._support(batch, batch_idx)
-        scored = [self._contrast(*pair, batch.image_id, support, i) for i, pair in enumerate(directions)]
+        scored = [self._contrast(*one, batch.image_id, support, i) for i, one in enumerate(directions)]
         values = self.scale * torch.stack([values for values, _, _ in scored]).sum(dim=0)  # (B,)
         loss = distributed.global_mean(values)
 
-        for i, (_, key) in enumerate(directions):  # last: no query may meet its own key as a negative
+        for i, (_, key, _) in enumerate(directions):  # last: no query may meet its own key as a negative
             self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id), i)
         self.log("train/momentum", self._momentum_now(), batch_size=len(query))
         return step_outputs(self, loss, values, features, batch.image_id, *scored[0][1:])
 
+    def _queries(self, view: Tensor, direction: int = 0) -> tuple[Tensor, Tensor, Rows]:
+        """Backbone features of the first images embedded, unit queries with gradient, and what they are to be like."""
+        batches, rows = [view], Rows()
+        if self.mixing is not None:
+            batches, rows = self.mixing(view, replace(clock_of(self), direction=direction))
+        features = [self.backbone(images) for images in batches]
+        query = torch.cat([unit(self.predictor(self.encoder.projector(each))) for each in features])
+        return features[0], rows.queries(query), rows
+
     def _contrast(
-        self, query: Tensor, key: Tensor, image_id: Tensor, support: Tensor | None = None, direction: int = 0
+        self,
+        query: Tensor,
+        key: Tensor,
+        rows: Rows,
+        image_id: Tensor,
+        support: Tensor | None = None,
+        direction: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         clock = replace(clock_of(self), direction=direction)
         stages = self.stages if self.training else self.pipeline.stages_of_foreign_images
         record = None
         if direction == 0:
             record = self.record = record_of_step(self)
-        if self.queue is not None:
-            keys, key_id = self.queue.candidates(copy=not needs_no_table(self.objective, stages, record))
-        else:
-            keys, key_id = distributed.all_gather(key), distributed.all_gather(image_id)
-        edits = (stages, self.temperature, clock, self.objective, record, support)
-        return contrast(query, key, image_id, keys, key_id, *edits)
+        keys, key_id = self._candidates(key, image_id, copy=not needs_no_table(self.objective, stages, record))
+        shown = None if support is None else rows.targets(support)
+        edits = (stages, self.temperature, clock, self.objective, record, shown)
+        losses, *hits = contrast(query, rows.targets(key), rows.targets(image_id), keys, key_id, *edits)
+        first, contrasted = (hit[: len(key)] for hit in hits)  # of each image's first row
+        return rows.combined(losses, len(key)), first, contrasted
+
+    def _candidates(self, key: Tensor, image_id: Tensor, copy: bool) -> tuple[Tensor, Tensor]:
+        """Keys of the queue, of the batch, or of both, and their images."""
+        if self.queue is None:
+            return distributed.all_gather(key), distributed.all_gather(image_id)
+        keys, key_id = self.queue.candidates(copy=copy)
+        if self.mixing is None or not self.mixing.batch_keys:
+            return keys, key_id
+        return torch.cat([distributed.all_gather(key), keys]), torch.cat([distributed.all_gather(image_id), key_id])
 
     def _remember(self, keys: Tensor, image_id: Tensor, direction: int) -> None:
         if self.queue is not None:
@@ -214,7 +242,7 @@ class MoCo(pl.LightningModule):
         The images are taken for others than those pretrained on, whatever their index.
         """
         query = unit(self.predictor(self.encoder(batch.view1)))
-        loss, _, _ = self._contrast(query, unit(self.key_encoder(batch.view2)), foreign(batch.image_id))
+        loss, _, _ = self._contrast(query, unit(self.key_encoder(batch.view2)), Rows(), foreign(batch.image_id))
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(query))
         return loss.mean()
 
@@ -248,6 +276,7 @@ class SimCLR(pl.LightningModule):
         batch_norm: ``plain`` statistics per device or ``sync`` over all GPUs: ``contrastneg pretrain`` sees to it, a
             Trainer of your own needs ``plugins=[contrastneg.batchnorm.SyncBatchNorm()]``.
         stages: Edits of the table of negatives, in order.
+        adversary: Adversarial third views; None leaves them out.
         optimizer: Optimizer, learning-rate rule and warm-up.
         image_size: Side of the views, which vision transformers must know in advance.
 
@@ -264,6 +293,7 @@ class SimCLR(pl.LightningModule):
         loss_scale: Literal["mean", "sum"] = "mean",
         batch_norm: Literal["plain", "sync"] = "plain",
         stages: list[Stage] | None = None,
+        adversary: CLAE | None = None,
         optimizer: Optimizer = Optimizer(name="lars", lr=0.3, warmup_epochs=10),
         image_size: int | None = None,
     ) -> None:
@@ -273,7 +303,8 @@ class SimCLR(pl.LightningModule):
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
         self.pipeline = Pipeline(stages or [], {"id", "support", "batch", "key_gradient"}, projector.out, loss)
         check_objective(loss, self.stages, temperature)
-        self.temperature, self.objective = temperature, loss
+        check_views(loss, adversary)
+        self.temperature, self.objective, self.adversary = temperature, loss, adversary
         self.batch_norm, self.optimizer_settings = batch_norm, optimizer
         self.scale = {"mean": 1.0, "sum": 2.0}[loss_scale]
         self.seed = 0
@@ -281,6 +312,8 @@ class SimCLR(pl.LightningModule):
 
         network: Any = build_backbone(backbone, image_size)
         self.encoder = Encoder(network, build_head(network.num_features, projector))
+        if adversary is not None:
+            self.adversarial_encoder = with_own_batch_norm(self.encoder, adversary.norm_momentum)
 
     @property
     def backbone(self) -> nn.Module:
@@ -308,25 +341,42 @@ class SimCLR(pl.LightningModule):
         """One SimCLR step: embed both views in one pass, gather, score."""
         features = self.backbone(torch.cat([batch.view1, batch.view2]))
         view1, view2 = unit(self.encoder.projector(features)).chunk(2)  # each (B, D)
-        values, first, contrasted = self._contrast(view1, view2, batch.image_id, self._support(batch))
+        support = self._support(batch)
+        values, first, contrasted = self._contrast(view1, view2, batch.image_id, support)
+        if self.adversary is not None:
+            adversarial = self._adversarial(batch.view1, batch.image_id)
+            further, _, _ = self._contrast(view1, adversarial, batch.image_id, support, direction=1)
+            values = values + value(self.adversary.weight, clock_of(self).progress) * further
         values = self.scale * values
         loss = distributed.global_mean(values)
+        self._remember(view1, view2, batch.image_id)  # last: no query may meet itself in what a stage remembers
         return step_outputs(self, loss, values, features.chunk(2)[0], batch.image_id, first, contrasted)
 
     def _contrast(
-        self, view1: Tensor, view2: Tensor, image_id: Tensor, support: Tensor | None = None
+        self, view1: Tensor, view2: Tensor, image_id: Tensor, support: Tensor | None = None, direction: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both views against all views of all ranks; an image's own two views are never among its candidates."""
         query, partner = torch.cat([view1, view2]), torch.cat([view2, view1])
         query_id = image_id.repeat(2)
         keys, key_id = distributed.all_gather_with_grad(query), distributed.all_gather(query_id)
-        self.record, clock = record_of_step(self), clock_of(self)
+        clock, record = replace(clock_of(self), direction=direction), None
+        if direction == 0:
+            record = self.record = record_of_step(self)
         stages = self.stages if self.training else self.pipeline.stages_of_foreign_images
-        edits = (stages, self.temperature, clock, self.objective, self.record, support)
-        scored = contrast(query, partner, query_id, keys, key_id, *edits)
-        if self.training:
-            self.pipeline.update(keys.detach(), key_id, clock)
-        return scored
+        edits = (stages, self.temperature, clock, self.objective, record, support)
+        return contrast(query, partner, query_id, keys, key_id, *edits)
+
+    def _adversarial(self, view: Tensor, image_id: Tensor) -> Tensor:
+        """Embeddings (B, D), with gradient, of the images moved against the loss."""
+        assert self.adversary is not None
+        clock = clock_of(self)
+        step = value(self.adversary.step, clock.progress)
+        return unit(self.adversarial_encoder(attacked(view, self.adversarial_encoder, image_id, step, clock)))
+
+    def _remember(self, view1: Tensor, view2: Tensor, image_id: Tensor) -> None:
+        if self.stages:
+            keys, key_id = distributed.all_gather(torch.cat([view1, view2])), distributed.all_gather(image_id.repeat(2))
+            self.pipeline.update(keys, key_id, clock_of(self))
 
     @torch.no_grad()
     def _support(self, batch: TwoViews) -> Tensor | None:

@@ -7,7 +7,7 @@ query without candidates has loss exactly 0 and zero gradient under every one of
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -112,6 +112,23 @@ def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float
     with torch.no_grad():  # nothing is learned from them
         for step in (0, 1):
             loss(Negatives.of(two, two, two, query_id=ids, key_id=ids), temperature, Clock(step, 1, float(step), 0))
+
+
+def check_views(loss: Objective, change: Any) -> None:
+    """Refuse a loss that remembers what views were like beside a setting that adds other views or mixes them.
+
+    Args:
+        loss: The loss.
+        change: The setting, None without one.
+
+    Raises:
+        ValueError: There is such a setting, and the loss has state.
+    """
+    if change is not None and isinstance(loss, nn.Module):
+        raise ValueError(
+            f"loss {type(loss).__name__} keeps an average for each view of an image, and {type(change).__name__} makes views "
+            "that it knows nothing of: leave one of them out"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train with every stage and every loss of the package on real images, and print one table of what came of it.
+"""Train with every stage, loss and change of images of the package on real images, and print one table of what came of it.
 
 Each entry is a MoCo run of its own on the same images: a small encoder, one stage (with the one it builds on, if any) or
 one loss. Stages and losses are found in the package, so that a new one without settings here is an error. Labels are used
@@ -29,7 +29,8 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
-from contrastneg import negatives, objectives
+from contrastneg import mixing, negatives, objectives
+from contrastneg.adversary import CLAE
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.contrast import contrast, unit
 from contrastneg.data.module import PretrainData, TwoViews
@@ -40,6 +41,7 @@ from contrastneg.encoders import Backbone, Head
 from contrastneg.evaluate.features import extract
 from contrastneg.evaluate.knn import knn_score
 from contrastneg.methods import MoCo, SimCLR
+from contrastneg.mixing import InputMix
 from contrastneg.negatives import Clock, Popularity, Stage
 from contrastneg.objectives import InfoNCE, Objective
 from contrastneg.optim import Optimizer
@@ -128,6 +130,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "Square": {},
     "Triplet": {},
 }
+MIXES: dict[str, dict[str, Any]] = {
+    "IMix": {},
+    "UnMix": {},
+}
 BEFORE: dict[str, list[str]] = {"SamplingCorrection": ["SoftmaxSubset"]}
 ATTRACTED = {"clusters": [10, 20, 40], "action": "attract"}  # what losses of several positives are given by SameCluster
 NOTES = {
@@ -179,6 +185,8 @@ class Entry:
     loss: Objective
     stages: list[Stage]
     note: str = ""
+    images: dict[str, Any] = field(default_factory=dict)
+    """The method's setting that changes images."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,7 @@ def check_tables() -> None:
         (negatives, Stage, STAGES),
         (negatives, Popularity, POPULARITIES),
         (objectives, Objective, LOSSES),
+        (mixing, InputMix, MIXES),
     ):
         differing = set(public(module, kind)) ^ set(table)
         if differing:
@@ -243,7 +252,11 @@ def entries() -> list[Entry]:
         stages = built(Stage, [*(alone[earlier] for earlier in BEFORE.get(name, [])), last])
         kind = "popularity" if name in weights else stages[-1].kind
         found.append(Entry(name, kind, InfoNCE(), stages, NOTES.get(name, "")))
-    places = {kind: place for place, kind in enumerate(("loss", *negatives.core.KINDS, "popularity"))}
+    for name, init in MIXES.items():
+        (mix,) = built(InputMix, [named(name, init)])
+        found.append(Entry(name, "images", InfoNCE(), [], images={"mixing": mix}))
+    found.append(Entry("CLAE", "images", InfoNCE(), [], "SimCLR; plain is MoCo", images={"adversary": CLAE()}))
+    places = {kind: place for place, kind in enumerate(("loss", *negatives.core.KINDS, "popularity", "images"))}
     return sorted(found, key=lambda entry: (places[entry.kind], entry.name.lower()))
 
 
@@ -270,7 +283,7 @@ def data_of(sets: tuple[ImageSet, ImageSet, ImageSet]) -> PretrainData:
 
 
 def method_of(entry: Entry) -> Any:
-    """An untrained method: SimCLR where a stage must have the batch for its candidates, else MoCo."""
+    """An untrained method: SimCLR where candidates must be the batch or views adversarial, else MoCo."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "backbone": Backbone(name="resnet9", width=0.25),
@@ -279,10 +292,11 @@ def method_of(entry: Entry) -> Any:
         "loss": entry.loss,
         "optimizer": Optimizer("adamw", lr=4e-3, scale="none", weight_decay=1e-4, warmup_epochs=0.5),
     }
-    if any("batch" in stage.needs for stage in entry.stages):
-        method: Any = SimCLR(**settings, stages=entry.stages)
+    settings |= {"stages": entry.stages, **entry.images}
+    if "adversary" in entry.images or any("batch" in stage.needs for stage in entry.stages):
+        method: Any = SimCLR(**settings)
     else:
-        method = MoCo(**settings, stages=entry.stages, queue_size=QUEUE, momentum=0.99)
+        method = MoCo(**settings, queue_size=QUEUE, momentum=0.99)
     return method.to(memory_format=torch.channels_last)
 
 
@@ -308,7 +322,7 @@ def fit(method: Any, data: PretrainData, steps: int) -> Course:
 
 def plain_seconds(sets: tuple[ImageSet, ImageSet, ImageSet], like: Entry) -> float:
     """Median of a step of the same method over a full queue, without stages and with InfoNCE."""
-    method = method_of(replace(like, loss=InfoNCE(), stages=[]))
+    method = method_of(replace(like, loss=InfoNCE(), stages=[], images={}))
     if method.__class__ is MoCo:
         draws = torch.Generator().manual_seed(0)
         keys = torch.nn.functional.normalize(torch.randn(QUEUE, DIM, generator=draws), dim=1)

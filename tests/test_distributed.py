@@ -63,6 +63,7 @@ def method_of(name, predict=False, **options):
     import pytorch_lightning as pl
 
     from contrastneg import Backbone, Head, methods
+    from contrastneg.adversary import with_own_batch_norm
     from contrastneg.negatives import Facts
 
     made = {
@@ -73,6 +74,8 @@ def method_of(name, predict=False, **options):
     if isinstance(method.objective, torch.nn.Module):
         method.objective.double().begin(Facts(20, DIM))
     method.encoder = methods.Encoder(Linear(weight()), torch.nn.Identity())
+    if "adversary" in options:
+        method.adversarial_encoder = with_own_batch_norm(method.encoder, 0.1)
     if name == "MoCo":
         method.key_encoder = copy.deepcopy(method.encoder).requires_grad_(False)
         method.key_encoder.backbone.weight *= 0.5
@@ -99,7 +102,7 @@ def two_steps(case, n, rows=slice(None), log_every=1):
     queue after it."""
     from contrastneg.candidates import CandidateShares
 
-    name, options = (CASES | WITH_STATE)[case]
+    name, options = (CASES | FURTHER)[case]
     method, logged = method_of(name, **options), {}
     method.log = lambda name, value, **_: logged.update({name: float(value)})
     method.trainer.log_every_n_steps = log_every
@@ -176,10 +179,24 @@ def averages():
     return SogCLR(gamma=0.4)
 
 
-WITH_STATE = {
+def adversary():
+    from contrastneg.adversary import CLAE
+
+    return CLAE(step=0.2)
+
+
+def whole_images():
+    from contrastneg.mixing import IMix
+
+    return IMix(alpha=1e-9)  # of two images all of one, or all ranks would have to draw alike
+
+
+FURTHER = {
     "moco_neighbours": ("MoCo", MOCO | {"stages": lambda: neighbours("positive")}),
     "moco_averages": ("MoCo", MOCO | {"loss": averages, "symmetric": True}),
+    "simclr_adversary": ("SimCLR", {"adversary": adversary}),
     "simclr_averages": ("SimCLR", {"loss": averages}),
+    "moco_imix": ("MoCo", MOCO | {"mixing": whole_images}),
     "simclr_neighbours": ("SimCLR", {"stages": lambda: neighbours("query")}),
 }
 WRONG = ("detached gather", "no gather", "whole loss on every rank")
@@ -204,7 +221,7 @@ def two_processes(rank, init, out):
         for case in CASES:
             results[f"{case}-{name}"] = two_steps(case, sum(shares), rows)
             results[f"unlogged-{case}-{name}"] = two_steps(case, sum(shares), rows, log_every=50)
-        for case in WITH_STATE:
+        for case in FURTHER:
             results[f"{case}-{name}"] = two_steps(case, sum(shares), rows)
         gathered = distributed.all_gather(ids)
         results[f"gather-{name}"] = (gathered, distributed.row_offset(len(ids)))
@@ -239,7 +256,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("case", [*CASES, *WITH_STATE])
+@pytest.mark.parametrize("case", [*CASES, *FURTHER])
 def test_loss_and_gradient_of_two_ranks_steps_are_those_of_one_process(ranks, case, shares):
     expected = two_steps(case.removesuffix("_shuffle"), sum(SHARES[shares]))
     found = [rank[f"{case}-{shares}"] for rank in ranks]
@@ -263,7 +280,7 @@ def test_queues_are_identical_on_both_ranks_and_equal_to_one_processs(ranks, cas
 
 
 @pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("case", WITH_STATE)
+@pytest.mark.parametrize("case", [case for case in FURTHER if "imix" not in case and "adversary" not in case])
 def test_what_a_stage_or_a_loss_remembers_is_identical_on_both_ranks_and_that_of_one_process(ranks, case, shares):
     expected = two_steps(case, sum(SHARES[shares]))["state"]
     assert any(buffer.is_floating_point() and buffer.any() for buffer in expected.values())

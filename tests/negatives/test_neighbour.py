@@ -181,7 +181,7 @@ def trained(model, epochs, ckpt_path=None, callbacks=()):
     return trainer
 
 
-@pytest.mark.parametrize(("name", "replaces"), [("MoCo", "positive"), ("SimCLR", "positive"), ("SimCLR", "query")])
+@pytest.mark.parametrize(("name", "replaces"), [("MoCo", "positive"), ("SimCLR", "query")])
 def test_a_resumed_run_ends_where_the_unbroken_one_does_and_a_checkpoint_holds_the_queue(tmp_path, name, replaces):
     import pytorch_lightning as pl
 
