@@ -212,7 +212,10 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "lots"],
             "method.loss.class_prior is lots: give a number, or a schedule: choose from Cosine, Growth, Linear",
         ),
-        (["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "2"], "Debiased.class_prior is 2"),
+        (
+            ["shapes", "--method.loss", "Debiased", "--method.loss.class_prior", "2"],
+            "method.loss.class_prior of Debiased is 2.0",
+        ),
         (
             ["shapes", "--method", "MoCo", "--method.loss", "Debiased", "--method.stages+=MoCHi"],
             "loss Debiased needs 'iid', which stage MoCHi takes away",

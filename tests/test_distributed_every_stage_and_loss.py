@@ -1,6 +1,5 @@
 """Every loss and every stage on two gloo processes: real training steps in float64, with a linear encoder."""
 
-import dataclasses
 import math
 from dataclasses import replace
 
@@ -8,14 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small_stages import small, smaller, with_those_before
 from torch.testing import assert_close
-from try_all import ATTRACTED, BEFORE, LOSSES, STAGES, built, named
-
-from contrastneg import negatives
+from try_all import ATTRACTED, LOSSES, STAGES, built, named
 
 WORLD, WIDTH, DIM, T, IMAGES = 2, 5, 4, 0.3, 24
 SHARES = (5, 3)  # queries of each rank
-SMALL = {"count": 3, "pool": 8, "size": 8, "neighbours": 4, "explore": 4}
 NEAR = {"neighbours": 6, "every": 1, "start": 0}
 DETERMINISTIC = {  # by row, or by what all ranks tell each other
     "AbovePositive": ["AbovePositive"],
@@ -34,25 +31,6 @@ DETERMINISTIC = {  # by row, or by what all ranks tell each other
 }
 
 
-def smaller(settings):
-    """Settings of large runs for a few images."""
-    if isinstance(settings, list):
-        return [min(4, entry) if isinstance(entry, int) else smaller(entry) for entry in settings]
-    if not isinstance(settings, dict):
-        return settings
-    found = {}
-    for name, setting in settings.items():
-        is_count = isinstance(setting, int) and not isinstance(setting, bool)
-        found[name] = min(setting, SMALL.get(name, setting)) if is_count else smaller(setting)
-    return found
-
-
-def small(name):
-    """Settings of a stage for a few images, those that are not given in the script among them."""
-    own = {field.name for field in dataclasses.fields(getattr(negatives, name)) if field.init}
-    return {key: SMALL[key] for key in SMALL if key in own} | smaller(STAGES[name])
-
-
 def cases():
     """Method, stages and loss by name: every loss alone, every stage of the package, and those without draws."""
     found = {}
@@ -61,8 +39,7 @@ def cases():
             attracts = [("OracleSameLabel", {"action": "attract"})] if name in ("MultiPositive", "Sincere") else []
             found[f"loss {name} {method}"] = (method, attracts, (name, settings))
     for name in STAGES:
-        stages = [(earlier, small(earlier)) for earlier in [*BEFORE.get(name, []), name]]
-        found[f"stage {name}"] = ("MoCo", stages, ("InfoNCE", {}))
+        found[f"stage {name}"] = ("MoCo", with_those_before(name), ("InfoNCE", {}))
     found["stage SameCluster attracts"] = ("MoCo", [("SameCluster", smaller(ATTRACTED))], ("MultiPositive", {}))
     for name, stages in DETERMINISTIC.items():
         pairs = [stage if isinstance(stage, tuple) else (stage, small(stage)) for stage in stages]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -52,12 +53,13 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
                 f"{key_of(number)}, {name} stands after {taken[stage.kind]}, which knows no probability of candidates that "
                 "are made: leave one of them out"
             )
-        if capacity is not None and "candidates of the method" in holds:
-            check_counts(number, stage, stage.of_candidates, capacity, "the queue holds {} keys: raise queue_size")
         furthest, before = place, name
         breaks = stage.breaks | ({"candidates of the method"} if stage.kind == "source" else set())
         taken.update(dict.fromkeys(breaks, name))
         holds = (holds | stage.gives) - breaks
+    if capacity is not None:  # until a source takes others
+        for number, stage in enumerate(takewhile(lambda stage: stage.kind != "source", stages)):
+            check_counts(number, stage, stage.of_candidates, capacity, "the queue holds {} keys: raise queue_size")
 
 
 def check_counts(number: int, stage: Stage, names: Sequence[str], most: int, why: str) -> None:
