@@ -24,9 +24,11 @@ def chosen(word: str = "", kind: str | None = None) -> list[Entry]:
         return " ".join(str(part) for part in as_record(entry).values()).lower()
 
     found = [entry for entry in ENTRIES if (kind is None or kind in entry.kinds) and word.lower() in told(entry)]
-    if not found:
+    if not found and word:
         of_kind = "" if kind is None else f" of kind {kind}"
         raise ValueError(f"no entry of the catalogue{of_kind} holds {word!r}: search for another word, or for none")
+    if not found:
+        raise ValueError(f"no entry of the catalogue is of kind {kind}: choose another --kind, or none")
     return found
 
 

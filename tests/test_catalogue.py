@@ -157,3 +157,6 @@ def test_a_word_and_a_kind_choose_entries_and_what_finds_none_is_refused(capsys)
     status, printed = catalogue(capsys, "--kind", "los")
     assert status == 2
     assert "choose from source, score, eliminate" in printed.err
+    status, printed = catalogue(capsys, "--kind", "score")
+    assert status == 2
+    assert printed.err == "contrastneg: no entry of the catalogue is of kind score: choose another --kind, or none\n"
