@@ -41,6 +41,7 @@ HEADINGS = {
 }
 KINDS = (*STAGE_KINDS, "popularity", "loss", "other")
 WORDS = {
+    "all ranks": "no choice by rank before it",
     "id": "image indices",
     "iid": "candidates drawn alike",
     "log_prob": "a known law of sampling",
@@ -114,8 +115,10 @@ def kind_of(thing: Any) -> str:
 
 def needs_of(thing: Any) -> list[str]:
     """What a class says that it needs, in words."""
-    needs: frozenset[str] = getattr(thing, "needs", frozenset())
-    words = [WORDS.get(need, need) for need in sorted(needs)]
+    needs: Any = getattr(thing, "needs", frozenset())
+    if isinstance(needs, property):  # where it hangs on a setting, that of the defaults
+        needs = thing().needs
+    words = [WORDS.get(need, str(need)) for need in sorted(needs)]
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 
@@ -382,7 +385,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(BEYOND, "Decoupled", "arXiv:2110.06848", "faithful", "no positive in the denominator", "B·K·D, no table",
           ("Decoupled",), cifar("decoupled") + large("imagenet/decoupled")),
     Entry(BEYOND, "Decoupled, weighted", "arXiv:2110.06848", "faithful",
-          "weights shared out among the queries of a process", "B·K·D, no table", ("DecoupledWeighted",),
+          "weights shared out among the queries of all processes", "B·K·D, no table", ("DecoupledWeighted",),
           cifar("decoupled_weighted")),
     Entry(BEYOND, "Dual temperature", "arXiv:2203.17248", "faithful", "a second temperature weighs the queries",
           "B·K·D twice, no table", ("DualTemperature",), cifar("dual_temperature")),
@@ -395,6 +398,25 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(BEYOND, "Alignment and uniformity", "arXiv:2005.10242", "faithful",
           "uniformity over queries and candidates, in the paper within each view", "B·K·D, no table", ("AlignUniform",),
           cifar("align_uniform") + large("imagenet/align_uniform", "imagenet100/align_uniform")),
-    # batches, positives and views: what edits no table goes here
+    Entry(BEYOND, "Moving averages per image", "SogCLR arXiv:2202.12387", "faithful",
+          "gradient and averages of the code; the value shown is what the gradient descends", "B·K·D, memory 10·T",
+          ("SogCLR",), cifar("sogclr")),
+    # positives, batches and views
+    Entry(BEYOND, "Neighbours as queries", "NNCLR arXiv:2104.14548", "faithful",
+          "without predictor, both views in queue and batch, an image is no neighbour of itself", "B·Q·D for a queue of Q",
+          ("NeighbourPositive",), cifar("nnclr")),
+    Entry(BEYOND, "Neighbours as positives of MoCo", "NNCLR arXiv:2104.14548", "analogy",
+          "keys carry no gradient: the positive is replaced, not the query", "B·Q·D for a queue of Q",
+          ("NeighbourPositive",), cifar("nnclr_moco")),
+    Entry(BEYOND, "Batches by walks on a graph", "BatchSampler arXiv:2306.03355", "faithful",
+          "a graph per epoch for one per 100 steps; each image once per epoch unless told otherwise",
+          "memory 8·T·k; a pass over the images a graph", ("data.batches.GraphWalkBatches",), cifar("batch_sampler")),
+    Entry(BEYOND, "Mixed queries", "i-Mix arXiv:2010.08887", "faithful",
+          "older keys of an image are no candidates of it", "two rows a query", ("mixing.IMix",), cifar("i_mix")),
+    Entry(BEYOND, "Mixed queries beside plain ones", "Un-Mix arXiv:2003.05438", "faithful", "as the code",
+          "one more pass of the encoder, three rows a query", ("mixing.UnMix",), cifar("un_mix")),
+    Entry(BEYOND, "Adversarial views", "CLAE arXiv:2010.12050", "faithful",
+          "one step in input space, batch norm of its own; pictures are not clipped", "two more passes of the encoder",
+          ("adversary.CLAE",), cifar("clae_views")),
 )
 # fmt: on

@@ -258,7 +258,7 @@ class RunProgress(Callback):
 
 
 LEGEND = {
-    "accuracy": "queries whose positive is more similar than every candidate",
+    "accuracy": "queries whose positive is more similar than every key of another image, before the stages",
     "kNN": "test images whose nearest training images vote for their class",
     "probe": "training images that a linear classifier gets right before it learns from them",
     "queue": "slots filled before the epoch's last step",

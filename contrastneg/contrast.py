@@ -55,21 +55,32 @@ def contrast(
         support: Further views of each query's image, for stages that ask for them.
 
     Returns:
-        Loss per query; whether its positive is more similar than every candidate; whether it had a candidate.
+        Loss per query; whether its positive is more similar than every key of another image, before the stages, so that
+        runs with and without them can be compared; whether the stages left it a candidate.
     """
+    clock = replace(clock, temperature=temperature)
     if needs_no_table(objective, stages, record) and not keys.requires_grad:
-        sums = KeySums(query, positive, keys, own_pairs(image_id, key_id), image_id)
+        sums = of_keys = KeySums(query, positive, keys, own_pairs(image_id, key_id), image_id)
         if len(keys) and len(stages) == 1 and isinstance(stages[0], HardestStage):
-            sums = MixedSums(sums, stages[0], temperature, replace(clock, stage=0))
+            sums = MixedSums(of_keys, stages[0], temperature, replace(clock, stage=0))
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
-        return loss, sums.positive.detach() > sums.hardest, sums.hardest > -torch.inf
+        return loss, of_keys.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
+    first = positive_first(negatives)
     negatives = run_stages(negatives, stages, clock, record)
-    loss = objective(negatives, temperature, clock, record or ignore)
-    kept = negatives.repelled
-    nothing = negatives.similarity.new_full((len(query), 1), -torch.inf)  # an empty queue gives no column at all
-    hardest = torch.cat([nothing, negatives.similarity.detach().masked_fill(~kept, -torch.inf)], dim=1).amax(dim=1)
-    return loss, negatives.positive_similarity.detach() > hardest, kept.any(dim=1)
+    if record is not None and stages:
+        record("accuracy", positive_first(negatives))
+    return objective(negatives, temperature, clock, record or ignore), first, negatives.repelled.any(dim=1)
+
+
+def positive_first(negatives: Negatives) -> Bool[Tensor, " B"]:
+    """Whether each query's positive is more similar than every candidate that repels it."""
+    similarity = negatives.similarity.detach()
+    if similarity.shape[1] == 0:  # an empty queue
+        return torch.ones(len(similarity), dtype=torch.bool, device=similarity.device)
+    if not negatives.untouched:
+        similarity = similarity.masked_fill(~negatives.repelled, -torch.inf)
+    return negatives.positive_similarity.detach() > similarity.amax(dim=1)
 
 
 def needs_no_table(

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from contrastneg.annotations import choices, value_in_words, words
+from contrastneg.annotations import NAMED_BY_CLASS, choices, value_in_words, words
 from contrastneg.negatives import Stage
 
 IN_WORDS = {
@@ -69,7 +69,11 @@ def page_of_class(kind: type, setting: str) -> str:
         kind: The class.
         setting: Where it stands, for instance ``method.loss``.
     """
-    chosen = f"--{setting}{'+' if issubclass(kind, Stage) else ''} {kind.__name__} " if choices(kind.__base__) else ""
+    chosen = (
+        f"--{setting}{'+' if issubclass(kind, Stage) else ''} {kind.__name__} "
+        if issubclass(kind, tuple(NAMED_BY_CLASS))
+        else ""
+    )
     parser = parser_of_verb("pretrain", first_paragraph(kind), f"[DATA] {chosen}[--{setting}.NAME VALUE ...]")
     parser.add_class_arguments(kind, setting, as_group=False)
     return parser.format_help()

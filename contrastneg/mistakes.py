@@ -130,7 +130,8 @@ def unknown_class(wrong: str, place: Place) -> str:
 def import_failure(message: str) -> str | None:
     """A module or class that was named by its import path and is not there, or fails."""
     found = re.findall(
-        r"Problem with given class_path '([^']+)':\s+(No module named '[^']+'|module '\S+ has no .+)", message
+        r"Problem with given class_path '([^']+\.[^']+)':\n\s+((?!Parser key|Problem|Expected|Does not|Group|Option).+)",
+        message,
     )
     paths = [path for path in re.findall(r"'class_path': '([^']+)'", message) if "." in path]
     reasons = [line for line in re.findall(r"^ *- (.+)$", message, re.MULTILINE)
@@ -145,7 +146,7 @@ def import_failure(message: str) -> str | None:
             f"there is no module {missing[1]!r}, which {path} names: start in the folder of {missing[1]}.py, "
             "or put that folder on PYTHONPATH"
         )
-    if missing or not found:
+    if not re.match(r"module '\S+ has no ", reason):
         return f"module {module!r}, which {path} names, cannot be imported: {reason}"
     return f"module {module!r} has no class {name!r}: {nearest(name, classes_of(module))}"
 
@@ -168,6 +169,8 @@ def wrong_value(message: str, place: Place) -> str:
         choice = get_args(annotation) if get_origin(annotation) is Literal else ()
         wanted = f"choose from {', '.join(map(str, choice))}" if choice else f"give {words(annotation)}"
         return f"{place.setting} is {met}: {wanted}"
+    if single and (options := re.search(r"Expected a typing\.Literal\[(.*?)\]", message)):  # of another verb
+        return f"{place.setting} is {single[-1]}: choose from {options[1].replace(chr(39), '')}"
     return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
 
 

@@ -178,11 +178,8 @@ class MixedSums(Sums):
 
     @property
     def hardest(self) -> Float[Tensor, " B"]:
-        """See :attr:`KeySums.hardest`; columns count, too."""
-        if self.columns is None or self.found is None:
-            return self.of_keys.hardest
-        similarity, log_weight = self.columns
-        return torch.maximum(self.found.top, (similarity.detach() + log_weight).amax(dim=1))
+        """See :attr:`KeySums.hardest`; columns that are made do not count."""
+        return self.of_keys.hardest if self.found is None else self.found.top
 
     def _known(self, sums: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Sums over the columns with their gradient to the query taken now."""

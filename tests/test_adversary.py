@@ -229,9 +229,9 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does_and_weights_stay_shared(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"step": -0.1}, "CLAE.step is -0.1: give a number at least 0"),
-        ({"weight": -1.0}, "CLAE.weight is -1: give a number at least 0"),
-        ({"norm_momentum": 0.0}, "CLAE.norm_momentum is 0: give a number above 0 and at most 1"),
+        ({"step": -0.1}, "CLAE.step is -0.1: give a number of at least 0"),
+        ({"weight": -1.0}, "CLAE.weight is -1.0: give a number of at least 0"),
+        ({"norm_momentum": 0.0}, "CLAE.norm_momentum is 0.0: give a number above 0 and at most 1"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(settings, words):

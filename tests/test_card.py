@@ -69,12 +69,12 @@ def stages_that_wait():
                                   "SoftClusterWeight", "PopularityWeight"])  # fmt: skip
 def test_a_stage_that_begins_after_the_end_of_the_run_is_told_and_no_other(name):
     from contrastneg import Pretrain, SimCLR
-    from contrastneg.card import stage_notes
+    from contrastneg.card import late_stage_notes
 
     late, early = stages_that_wait()[name]
     method = SimpleNamespace(stages=[early, late])
     settings = Pretrain(method=SimCLR(**small()), batch_size=10, epochs=3)
-    (note,) = stage_notes(method, settings, images=107, world_size=1)
+    (note,) = late_stage_notes(method, settings, images=107, world_size=1)
     assert note.startswith(
         f"stage {name} does nothing in this run: it begins at epoch {3 if name != 'SoftClusterWeight' else 4}"
     )
@@ -83,12 +83,12 @@ def test_a_stage_that_begins_after_the_end_of_the_run_is_told_and_no_other(name)
 
 def test_a_run_that_max_steps_cuts_short_ends_before_the_stage_begins():
     from contrastneg import MoCHi, Pretrain, SimCLR
-    from contrastneg.card import stage_notes
+    from contrastneg.card import late_stage_notes
 
     method = SimpleNamespace(stages=[MoCHi(warmup_epochs=1)])
     for steps, told in ((None, 0), (6, 0), (5, 1)):  # five steps in an epoch: the sixth is the first of the second
         settings = Pretrain(method=SimCLR(**small()), batch_size=10, accumulate=2, epochs=3, max_steps=steps)
-        assert len(stage_notes(method, settings, images=107, world_size=1)) == told
+        assert len(late_stage_notes(method, settings, images=107, world_size=1)) == told
 
 
 def small():
@@ -122,6 +122,6 @@ def test_what_is_scored_and_on_what_is_said_in_plain_words():
     from contrastneg.data.shapes import shapes
 
     bank, queries = shapes("train").subset(torch.arange(20)), shapes("test").subset(torch.arange(1))
-    line = scores_line(OpenedData(bank, bank, queries, "memory", [], []))
+    line = scores_line(OpenedData(bank, bank, queries, "memory", [], [], []))
     assert "learn from 20 labelled images and are asked about 1 labelled image" in line
-    assert scores_line(OpenedData(bank, None, None, "memory", [], [])) == "none: there are no labels"
+    assert scores_line(OpenedData(bank, None, None, "memory", [], [], [])) == "none: there are no labels"

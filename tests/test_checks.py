@@ -90,7 +90,7 @@ LINES = {
         "method.stages[0].upper of HardnessBand is 1.5: give a number from 0 to 1"
     ),
     "[{class_path: HardnessBand, init_args: {lower: 0.2, upper: 0.1}}]": (
-        "method.stages[0].upper of HardnessBand is 0.1: give more than lower, 0.2"
+        "method.stages[0].upper of HardnessBand is 0.1: give lower, 0.2, or more"
     ),
     "[{class_path: GlobalQuantile, init_args: {share: .nan}}]": (
         "method.stages[0].share of GlobalQuantile is nan: give a number from 0 to 1"
@@ -118,7 +118,7 @@ LINES = {
     ),
     f"[{FIRST}, {{class_path: OracleSameLabel}}]": (
         "method.stages[1], OracleSameLabel (eliminate) stands after UniformSubset (select): "
-        "order stages as source, score, eliminate, select, weight, synthesize"
+        "order stages as source, eliminate, select, weight, synthesize"
     ),
     "[{class_path: UniformSubsets}]": "there is no class 'UniformSubsets' here: did you mean UniformSubset?",
     "[{class_path: UniformSubset, init_args: {cuont: 3}}]": (

@@ -35,9 +35,9 @@ def by_table(query, positive, keys, key_id, stages, temperature, objective, at):
     from contrastneg.negatives import Negatives, run_stages
 
     negatives = Negatives.of(query, positive, keys, query_id=torch.arange(len(query)), key_id=key_id)
-    negatives = run_stages(negatives, stages, at)
-    hardest = negatives.similarity.detach().masked_fill(~negatives.repelled, -math.inf).amax(dim=1)
+    hardest = negatives.similarity.detach().masked_fill(~negatives.kept, -math.inf).amax(dim=1)
     first = negatives.positive_similarity.detach() > hardest
+    negatives = run_stages(negatives, stages, at)
     return objective(negatives, temperature, at), first, negatives.repelled.any(dim=1)
 
 
@@ -108,6 +108,40 @@ def test_in_float32_the_two_agree_to_1e_6_also_with_bfloat16_keys_and_under_auto
     found, expected = both(monkeypatch, keys, ids(400, "some"), stage, dtype=torch.float, autocast=autocast)
     assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
     assert_close(found[3], expected[3], rtol=1e-5, atol=1e-5)
+
+
+def test_accuracy_is_over_the_keys_as_they_came_and_the_record_tells_that_over_what_the_loss_saw():
+    from contrastneg.contrast import contrast
+    from contrastneg.negatives import HardestSubset, MoCHi, Record
+
+    query, keys = unit(9, 16), unit(40, 16, seed=2)
+    positive = torch.nn.functional.normalize(query + 0.9 * unit(9, 16, seed=1), dim=1)
+    given = (query, positive, torch.arange(9), keys, ids(40, "none"))
+    plain = contrast(*given, [], 0.2, clock())[1]
+    for stage in (HardestSubset(5), MoCHi(pool=6, pair_mixes=30, query_mixes=300)):
+        record = Record()
+        assert torch.equal(contrast(*given, [stage], 0.2, clock(), record=record)[1], plain)
+        seen = record.numbers["loss/accuracy"]
+        assert seen == plain.float().mean() if isinstance(stage, HardestSubset) else seen < plain.float().mean()
+
+
+def test_stages_see_the_temperature_of_the_loss_whatever_the_clock_says():
+    from dataclasses import replace
+
+    from contrastneg.contrast import contrast
+    from contrastneg.negatives import HardnessWeight
+
+    given = (
+        unit(9, 16),
+        unit(9, 16, seed=1),
+        torch.arange(9),
+        unit(40, 16, seed=2),
+        ids(40, "none"),
+        [HardnessWeight()],
+        0.1,
+    )
+    told, untold = (contrast(*given, replace(clock(), temperature=temperature))[0] for temperature in (0.1, 0.2))
+    assert torch.equal(told, untold)
 
 
 def test_keys_may_be_overwritten_before_the_backward_pass():

@@ -401,7 +401,7 @@ def test_foreign_checkpoints_are_refused_by_load(tmp_path):
     from contrastneg import load
 
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="was not written by contrastneg"):
+    with pytest.raises(ValueError, match="it is no checkpoint of a run"):
         load(tmp_path / "other.ckpt")
 
 

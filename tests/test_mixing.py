@@ -207,9 +207,9 @@ class Unmixed:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("IMix", {"alpha": 0.0}, "IMix.alpha is 0: give a number above 0"),
+        ("IMix", {"alpha": 0.0}, "IMix.alpha is 0.0: give a number above 0"),
         ("UnMix", {"alpha": -1.0}, "UnMix.alpha is -1"),
-        ("UnMix", {"box": 1.5}, "UnMix.box is 1.5: give a probability from 0 to 1"),
+        ("UnMix", {"box": 1.5}, "UnMix.box is 1.5: give a number from 0 to 1"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(name, settings, words):

@@ -62,13 +62,11 @@ def built(parser, base, path, folder):
     """The settings as the command line gives them, but with a tiny encoder and queue and few clusters."""
     from contrastneg.commandline import build
 
-    given = yaml.safe_load(path.read_text())["method"]
+    given = yaml.safe_load(path.read_text()).get("method", {})
     small = {**SMALL, "method": dict(SMALL["method"])}
-    if "moco" in base and "queue_size" not in given:
-        small["method"]["queue_size"] = 24
     (folder / "small.yaml").write_text(yaml.safe_dump(small))
     files = (str(ROOT / base), str(path), str(folder / "small.yaml"))
-    fewer = {"AdversarialBank": "size=24", "SameCluster": "clusters=[4,8]"}
+    fewer = {"AdversarialBank": "size=24", "SameCluster": "clusters=[4,8]", "MemoryBank": "count=24"}
     last = given["stages"][-1]["class_path"] if "stages" in given else ""
     shrunk = [f"--method.stages.init_args.{fewer[last]}"] if last in fewer else []
     return build(parser, ["--data=shapes", *(f"--config={file}" for file in files), *shrunk])
@@ -95,7 +93,7 @@ def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp
     config = built(
         parser, named[RECIPES.index(path) % len(named)], path, tmp_path
     )  # of two bases, half the recipes over each
-    given = yaml.safe_load(path.read_text())["method"]
+    given = yaml.safe_load(path.read_text()).get("method", {})
     assert [type(stage).__name__ for stage in config.method.stages] == [
         stage["class_path"] for stage in given.get("stages", [])
     ]
@@ -105,6 +103,8 @@ def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
     before = {key: weight.clone() for key, weight in config.method.backbone.named_parameters()}
-    trainer.fit(config.method, datamodule=PretrainData(images, Views(size=8), batch_size=32))
+    data = PretrainData(images, Views(size=8), batch_size=32, batches=config.batches)
+    data.embed = lambda: torch.nn.functional.normalize(images.load().flatten(1).float(), dim=1)
+    trainer.fit(config.method, datamodule=data)
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert any(not torch.equal(weight, before[key]) for key, weight in config.method.backbone.named_parameters())

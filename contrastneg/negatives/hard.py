@@ -131,8 +131,8 @@ class HardnessBand(Stage):
     def __post_init__(self) -> None:
         check_range(self, "count", least=1)
         check_range(self, "lower", "upper", least=0, most=1)
-        if not isinstance(self.lower, Schedule) and not isinstance(self.upper, Schedule) and self.lower >= self.upper:
-            raise WrongSetting(self, "upper", f"is {self.upper:g}: give more than lower, {self.lower:g}")
+        if not isinstance(self.lower, Schedule) and not isinstance(self.upper, Schedule) and self.lower > self.upper:
+            raise WrongSetting(self, "upper", f"is {self.upper:g}: give lower, {self.lower:g}, or more")
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with only the band kept."""

@@ -132,7 +132,7 @@ class SamplingCorrection(Stage):
         check_range(self, "strength", least=0, most=1)
         if self.mass == "plain":
             object.__setattr__(self, "needs", self.needs | {"plain mass"})
-        object.__setattr__(self, "breaks", scaling(self.mass))
+        object.__setattr__(self, "breaks", self.breaks | scaling(self.mass))
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with other weights.

@@ -114,7 +114,7 @@ def test_a_local_folder_is_read_by_hugging_face_without_a_network(tmp_path, monk
     assert (train.name, train.classes, train.labels.tolist()) == ("pets", ["a", "b"], [0, 1])
     assert (test.classes, test.labels.tolist()) == (["a", "b"], [1])
     assert levels_of(pickle.loads(pickle.dumps(train))) == [0, 10]
-    refused("hf:nobody/nothing", "cannot be loaded.*check the name and the network", root=root)
+    refused("hf:nobody/nothing", "cannot be reached: connect to the network", root=root)
 
 
 def test_what_hugging_face_saved_to_disk_opens(tmp_path):

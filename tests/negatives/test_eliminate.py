@@ -323,7 +323,7 @@ def test_what_works_by_image_cannot_follow_candidates_without_images(name):
     stage = MAKE[name]()
     provides = {"queue", "support"} if name != "SupportViews" else {"queue", "id"}
     if stage.needs:
-        with pytest.raises(ValueError, match=f"stage {name} needs"):
+        with pytest.raises(ValueError, match=f"{name} needs"):
             check_pipeline([stage], provides)
     check_pipeline([stage], {"queue", "id", "support"})
     assert "iid" in stage.breaks  # a debiased loss would correct for what is gone already

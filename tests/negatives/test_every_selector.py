@@ -179,7 +179,7 @@ def test_a_correction_is_refused_where_some_candidates_could_not_be_drawn(stage)
     if "log_prob" in stage.gives:
         check_pipeline([stage, SamplingCorrection()], {"id", "queue"})
     else:
-        with pytest.raises(ValueError, match="SamplingCorrection needs 'log_prob'"):
+        with pytest.raises(ValueError, match="SamplingCorrection needs '(log_prob|all ranks)'"):
             check_pipeline([stage, SamplingCorrection()], {"id", "queue"})
 
 

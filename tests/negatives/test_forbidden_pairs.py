@@ -41,15 +41,16 @@ from contrastneg.objectives import (
 )
 from contrastneg.schedules import Power
 
-PROVIDES = {"queue", "id", "support"}
-BY_IMAGE = [name for name in STAGES if "id" in getattr(negatives, name).needs]
-SOURCES = [name for name in STAGES if getattr(negatives, name).kind == "source" and name != "AdversarialBank"]
-MADE = [name for name in STAGES if getattr(negatives, name).kind == "synthesize"]
-IID = ["AdaptiveCount", "FixedMass", "HardnessWeight", "MemoryBank", "SamplingCorrection", "UniformSubset"]
-
 
 def stages_of(*names):
     return built(Stage, [named(name, STAGES[name]) for name in names])
+
+
+PROVIDES = {"queue", "id", "support"}
+BY_IMAGE = [name for name in STAGES if "id" in stages_of(name)[0].needs]
+SOURCES = [name for name in STAGES if getattr(negatives, name).kind == "source" and name != "AdversarialBank"]
+MADE = [name for name in STAGES if getattr(negatives, name).kind == "synthesize"]
+IID = ["AdaptiveCount", "FixedMass", "HardnessWeight", "MemoryBank", "SamplingCorrection", "UniformSubset"]
 
 
 def check(stages, loss):

@@ -252,7 +252,7 @@ def test_only_the_queries_with_the_largest_losses_get_a_gradient():
         (lambda: HardestSubset(0), "HardestSubset.count is 0"),
         (lambda: HardestSubset(random_share=1.5), "HardestSubset.random_share is 1.5"),
         (lambda: HardestOfRandom(8, pool=4), "HardestOfRandom.pool is 4"),
-        (lambda: HardnessBand(0.5, 0.5), "HardnessBand.upper is 0.5"),
+        (lambda: HardnessBand(0.6, 0.5), "HardnessBand.upper is 0.5"),
         (lambda: HardnessBand(-0.1, 0.5), "HardnessBand.lower is -0.1"),
         (lambda: HardnessBand(count=0), "HardnessBand.count is 0"),
         (lambda: SemiHardSubset(margin=0.1, gap=0.2), "SemiHardSubset.margin is 0.1"),

@@ -186,8 +186,10 @@ def test_values_out_of_range_are_refused_by_name(wrong):
         AdversarialBank(**{"size": 4} | wrong)
 
 
-def test_no_law_of_earlier_draws_is_left_to_correct():
+def test_a_bank_that_learns_cannot_follow_another_source():
     from contrastneg.negatives import AdversarialBank, MemoryBank, SamplingCorrection, check_pipeline
 
-    with pytest.raises(ValueError, match="SamplingCorrection needs 'log_prob', which AdversarialBank took away"):
+    with pytest.raises(
+        ValueError, match="AdversarialBank needs 'candidates of the method', which MemoryBank took away"
+    ):
         check_pipeline([MemoryBank(), AdversarialBank(), SamplingCorrection()], {"id"})
