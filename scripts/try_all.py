@@ -1,8 +1,8 @@
 """Train with every stage, loss and change of images of the package on real images, and print one table of what came of it.
 
-Each entry is a MoCo run of its own on the same images: a small encoder, one stage (with the one it builds on, if any) or
-one loss. Stages and losses are found in the package, so that a new one without settings here is an error. Labels are used
-by what is named oracle, for the statistics and for the kNN score, and for nothing else.
+Each entry is a run of MoCo, or of SimCLR where that is said, on the same images: a small encoder, one stage (with the one it
+builds on, if any) or one loss. Stages and losses are found in the package, so that a new one without settings here is an
+error. Labels are used by what is named oracle, for the statistics and for the kNN score, and for nothing else.
 
     python scripts/try_all.py --data ../shared/data/cifar10 --steps 200       # all, about half an hour on two cores
     python scripts/try_all.py --data cifar10 --steps 50 --only MoCHi HardWeighted
@@ -11,6 +11,7 @@ Exit status 1 if an entry failed or met a number that is not finite; its name an
 """
 
 import argparse
+import functools
 import inspect
 import statistics
 import sys
@@ -33,6 +34,7 @@ from contrastneg import mixing, negatives, objectives
 from contrastneg.adversary import CLAE
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.contrast import contrast, unit
+from contrastneg.data.batches import Batches, GraphWalkBatches, ShuffledBatches
 from contrastneg.data.module import PretrainData, TwoViews
 from contrastneg.data.sources import ImageSet, in_memory_set, limit_images, open_source
 from contrastneg.data.views import Augment, Views, two_views
@@ -46,8 +48,9 @@ from contrastneg.negatives import Clock, Popularity, Stage
 from contrastneg.objectives import InfoNCE, Objective
 from contrastneg.optim import Optimizer
 from contrastneg.pretrain import quiet_lightning
+from contrastneg.stepping import all_embeddings
 
-BATCH, QUEUE, DIM, TEMPERATURE, EPOCHS = 256, 4096, 64, 0.1, 5
+BATCH, QUEUE, DIM, TEMPERATURE, EPOCHS = 128, 4096, 64, 0.1, 5
 BANK, QUERIES, NEIGHBOURS = 5000, 2000, 20
 PLAIN_STEPS = 10  # of a run without stages, before and after each entry
 EDGES = {"neighbours": 10, "every": 1}
@@ -185,8 +188,11 @@ class Entry:
     loss: Objective
     stages: list[Stage]
     note: str = ""
+    method: type[MoCo] | type[SimCLR] = MoCo
     images: dict[str, Any] = field(default_factory=dict)
     """The method's setting that changes images."""
+    batches: Batches = ShuffledBatches()
+    """Which images share a batch."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +207,15 @@ class Row:
     same_before: float | None
     same_after: float | None
     milliseconds: float
-    to_plain: float
+    plain_before: float
+    plain_after: float
     memory: float
     seconds: float
+
+    @property
+    def to_plain(self) -> float:
+        """Time of a step over that of plain ones, the mean of one run before and one after."""
+        return 2 * self.milliseconds / (self.plain_before + self.plain_after)
 
 
 def public(module: Any, kind: type) -> list[str]:
@@ -255,8 +267,12 @@ def entries() -> list[Entry]:
     for name, init in MIXES.items():
         (mix,) = built(InputMix, [named(name, init)])
         found.append(Entry(name, "images", InfoNCE(), [], images={"mixing": mix}))
-    found.append(Entry("CLAE", "images", InfoNCE(), [], "SimCLR; plain is MoCo", images={"adversary": CLAE()}))
-    places = {kind: place for place, kind in enumerate(("loss", *negatives.core.KINDS, "popularity", "images"))}
+    in_batch = {"note": "SimCLR, beside plain SimCLR", "method": SimCLR}
+    found.append(Entry("CLAE", "images", InfoNCE(), [], images={"adversary": CLAE()}, **in_batch))
+    walks = GraphWalkBatches(candidates=500, neighbours=50)
+    found.append(Entry("GraphWalkBatches", "batches", InfoNCE(), [], batches=walks, **in_batch))
+    kinds = ("loss", *negatives.core.KINDS, "popularity", "images", "batches")
+    places = {kind: place for place, kind in enumerate(kinds)}
     return sorted(found, key=lambda entry: (places[entry.kind], entry.name.lower()))
 
 
@@ -276,14 +292,16 @@ def images_of(address: str, count: int) -> tuple[ImageSet, ImageSet, ImageSet]:
     return decoded[0], decoded[1], decoded[2]
 
 
-def data_of(sets: tuple[ImageSet, ImageSet, ImageSet]) -> PretrainData:
+def data_of(sets: tuple[ImageSet, ImageSet, ImageSet], entry: Entry, method: Any) -> PretrainData:
     """A data module over images in memory, with the views of configs/cifar10/moco_cpu.yaml."""
     views = Views(size=32, view1=Augment(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)))
-    return PretrainData(*sets[:1], views, *sets[1:], batch_size=BATCH, channels_last=True)
+    data = PretrainData(*sets[:1], views, *sets[1:], batch_size=BATCH, channels_last=True, batches=entry.batches)
+    data.embed = functools.partial(all_embeddings, method, method.encoder)
+    return data
 
 
 def method_of(entry: Entry) -> Any:
-    """An untrained method: SimCLR where candidates must be the batch or views adversarial, else MoCo."""
+    """An untrained method."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "backbone": Backbone(name="resnet9", width=0.25),
@@ -293,10 +311,8 @@ def method_of(entry: Entry) -> Any:
         "optimizer": Optimizer("adamw", lr=4e-3, scale="none", weight_decay=1e-4, warmup_epochs=0.5),
     }
     settings |= {"stages": entry.stages, **entry.images}
-    if "adversary" in entry.images or any("batch" in stage.needs for stage in entry.stages):
-        method: Any = SimCLR(**settings)
-    else:
-        method = MoCo(**settings, queue_size=QUEUE, momentum=0.99)
+    queue = {"queue_size": QUEUE, "momentum": 0.99} if entry.method is MoCo else {}
+    method: Any = entry.method(**settings, **queue)
     return method.to(memory_format=torch.channels_last)
 
 
@@ -320,14 +336,15 @@ def fit(method: Any, data: PretrainData, steps: int) -> Course:
     return course
 
 
-def plain_seconds(sets: tuple[ImageSet, ImageSet, ImageSet], like: Entry) -> float:
-    """Median of a step of the same method over a full queue, without stages and with InfoNCE."""
-    method = method_of(replace(like, loss=InfoNCE(), stages=[], images={}))
+def plain_milliseconds(sets: tuple[ImageSet, ImageSet, ImageSet], like: Entry) -> float:
+    """Median time of a step of the same method over a full queue, without stages and with InfoNCE."""
+    plain = replace(like, loss=InfoNCE(), stages=[], images={}, batches=ShuffledBatches())
+    method = method_of(plain)
     if method.__class__ is MoCo:
         draws = torch.Generator().manual_seed(0)
         keys = torch.nn.functional.normalize(torch.randn(QUEUE, DIM, generator=draws), dim=1)
         method.queue.push(keys, torch.arange(QUEUE) % len(sets[0]))
-    return statistics.median(fit(method, data_of(sets), PLAIN_STEPS).seconds[2:])
+    return 1000 * statistics.median(fit(method, data_of(sets, plain, method), PLAIN_STEPS).seconds[2:])
 
 
 def step_memory(method: Any, entry: Entry, batch: TwoViews) -> float:
@@ -372,7 +389,8 @@ def tried(entry: Entry, sets: tuple[ImageSet, ImageSet, ImageSet], steps: int, p
     Raises:
         FloatingPointError: A number is not finite.
     """
-    method, data = method_of(entry), data_of(sets)
+    method = method_of(entry)
+    data = data_of(sets, entry, method)
     began = time.perf_counter()
     course = fit(method, data, steps)
     spent = time.perf_counter() - began
@@ -387,7 +405,7 @@ def tried(entry: Entry, sets: tuple[ImageSet, ImageSet, ImageSet], steps: int, p
     views = two_views(sets[0].load()[:BATCH], data.views, torch.Generator().manual_seed(0))
     memory = step_memory(method.train(), entry, TwoViews(*views, torch.arange(BATCH)))
 
-    after = plain_seconds(sets, entry)
+    plain_after = plain_milliseconds(sets, entry)
     step = statistics.median(course.seconds[len(course.seconds) // 2 :])
     shown = f"negatives/{len(entry.stages)}_{type(entry.stages[-1]).__name__}" if entry.stages else ""
     return Row(
@@ -399,7 +417,8 @@ def tried(entry: Entry, sets: tuple[ImageSet, ImageSet, ImageSet], steps: int, p
         course.late("negatives/all/same_class"),
         course.late(f"{shown}/same_class"),
         1000 * step,
-        2 * step / (plain_before + after),
+        plain_before,
+        plain_after,
         memory,
         spent,
     )
@@ -461,16 +480,16 @@ def main() -> int:
         file=sys.stderr,
     )
 
-    rows, failures = [], []
-    before = plain_seconds(sets, wanted[0])
+    rows, failures, plain = [], [], {}  # plain: time of the last such step, by method
     for entry in wanted:
         try:
-            row = tried(entry, sets, options.steps, before)
+            plain[entry.method] = plain.get(entry.method) or plain_milliseconds(sets, entry)
+            row = tried(entry, sets, options.steps, plain[entry.method])
         except Exception:
             failures.append((entry.name, traceback.format_exc()))
             print(f"{entry.name} FAILED", file=sys.stderr)
             continue
-        before = 2 * row.milliseconds / 1000 / row.to_plain - before  # the plain run that came after
+        plain[entry.method] = row.plain_after
         rows.append(row)
         print(f"{entry.name:<20} {row.knn:.1f} % {row.seconds:.0f} s {row.to_plain:.2f} x", file=sys.stderr)
     minutes = (time.perf_counter() - began) / 60
