@@ -1,0 +1,75 @@
+"""Retrieval: whether the images most similar to an image are of its class. Every image is query and gallery at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from contrastneg.evaluate.features import Features, finite_rows
+from contrastneg.evaluate.neighbours import unit_rows
+
+CELLS = 2**24  # cosines held at once: 128 MiB in float64
+
+
+@dataclass(frozen=True)
+class RetrievalScore:
+    """How often the class of an image is found among the others most similar to it."""
+
+    recall: dict[int, float]
+    """Recall@k by k: share of queries with an image of their class among the k most similar others, in [0, 1]."""
+    map_at_r: float
+    """MAP@R, in [0, 1]."""
+    queries: int
+    """Images with another of their class: only these are asked about; all labelled ones are the gallery."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the score must know."""
+
+
+def retrieval_score(features: Features, ks: Sequence[int] = (1, 5, 10)) -> RetrievalScore:
+    r"""Recall@k and mean average precision at R (arXiv:2003.08505), by cosine, each image left out of its own answers.
+
+    .. math:: \mathrm{MAP@R} = \frac{1}{Q} \sum_q \frac{1}{R_q} \sum_{i=1}^{R_q} \mathrm{rel}_q(i)\, P_q(i)
+
+    with :math:`R_q` the other images of the query's class and :math:`P_q(i)` the share of these among the first i answers.
+    Equal cosines are decided by the lower position.
+
+    Args:
+        features: Of one set; images without a label and features that are not finite are left out.
+        ks: Depths of Recall@k, each at least 1.
+
+    Raises:
+        ValueError: No class has two images, or a depth is below 1.
+    """
+    if min(ks) < 1:
+        raise ValueError(f"k is {min(ks)}: give at least 1")
+    known = features.labels >= 0
+    usable = known & finite_rows(features.x)
+    x, labels = unit_rows(features.x[usable]).double(), features.labels[usable]
+    _, code, count = labels.unique(return_inverse=True, return_counts=True)
+    others = count[code] - 1
+    asked = (others > 0).nonzero().flatten()
+    if not len(asked):
+        raise ValueError("retrieval needs two labelled images of one class: there are none")
+    deepest = min(len(x) - 1, max(int(others.max()), *ks))
+    found, precision = torch.zeros(len(ks), dtype=torch.float64), 0.0
+    for rows in asked.split(max(1, CELLS // len(x))):
+        cosine = x[rows] @ x.T
+        cosine[torch.arange(len(rows)), rows] = -torch.inf
+        order = cosine.sort(dim=1, descending=True, stable=True).indices[:, :deepest]
+        right = labels[order] == labels[rows, None]
+        found += torch.stack([right[:, :k].any(dim=1).sum() for k in ks])
+        precision += float(_average_precision(right, others[rows]).sum())
+    lost = int((known & ~usable).sum())
+    notes = (f"{lost} features are not finite and left out",) if lost else ()
+    recall = dict(zip(ks, (found / len(asked)).tolist(), strict=True))
+    return RetrievalScore(recall, precision / len(asked), len(asked), notes)
+
+
+def _average_precision(right: Bool[Tensor, "m n"], others: Tensor) -> Float64[Tensor, " m"]:
+    """Mean precision at the right answers among each row's first R."""
+    place = torch.arange(1, right.shape[1] + 1)
+    right = right & (place <= others[:, None])
+    precision = right.cumsum(dim=1).double() / place
+    return (precision * right).sum(dim=1) / others
