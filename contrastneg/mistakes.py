@@ -130,7 +130,7 @@ def unknown_class(wrong: str, place: Place) -> str:
 def import_failure(message: str) -> str | None:
     """A module or class that was named by its import path and is not there, or fails."""
     found = re.findall(
-        r"Problem with given class_path '([^']+\.[^']+)':\n\s+((?!Parser key|Problem|Expected|Does not|Group|Option).+)",
+        r"Problem with given class_path '([^']+\.[^']+)':\n\s+((?!Parser key|Problem|Expected|Does not|Group|Option)\S.+)",
         message,
     )
     paths = [path for path in re.findall(r"'class_path': '([^']+)'", message) if "." in path]
