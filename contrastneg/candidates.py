@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
-from contrastneg.negatives import NeighbourPositive, Stage
+from contrastneg.negatives import Stage
 from contrastneg.stepping import is_logged
 
 
@@ -42,7 +42,7 @@ def same_class_share(
 
 def choosing(method: Any) -> list[Stage]:
     """Source stages that choose or add candidates; one that takes another positive leaves the candidates as they are."""
-    return [stage for stage in method.stages if stage.kind == "source" and not isinstance(stage, NeighbourPositive)]
+    return [stage for stage in method.stages if stage.chooses]
 
 
 def source_of(method: Any) -> Stage | None:

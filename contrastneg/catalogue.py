@@ -43,6 +43,7 @@ KINDS = (*STAGE_KINDS, "popularity", "loss", "other")
 WORDS = {
     "all ranks": "no choice by rank before it",
     "id": "image indices",
+    "key_gradient": "a gradient through the candidates",
     "iid": "candidates drawn alike",
     "log_prob": "a known law of sampling",
     "support": "further views",
@@ -403,7 +404,7 @@ ENTRIES: tuple[Entry, ...] = (
           ("SogCLR",), cifar("sogclr")),
     # positives, batches and views
     Entry(BEYOND, "Neighbours as queries", "NNCLR arXiv:2104.14548", "faithful",
-          "without predictor, both views in queue and batch, an image is no neighbour of itself", "B·Q·D for a queue of Q",
+          "SimCLR alone, without predictor; both views in queue and batch; an image is no neighbour of itself", "B·Q·D for a queue of Q",
           ("NeighbourPositive",), cifar("nnclr")),
     Entry(BEYOND, "Neighbours as positives of MoCo", "NNCLR arXiv:2104.14548", "analogy",
           "keys carry no gradient: the positive is replaced, not the query", "B·Q·D for a queue of Q",

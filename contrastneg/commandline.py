@@ -12,7 +12,8 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from contrastneg.annotations import choices, parameters, record_in, type_of
+from contrastneg.annotations import NAMED_BY_CLASS, choices, parameters, parts, record_in, type_of
+from contrastneg.annotations import words as words_of
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import refusal
 from contrastneg.config import Pretrain
@@ -126,8 +127,10 @@ def class_help(arguments: Sequence[str]) -> str | None:
         return list_of_classes(kinds, setting)
     if (record := record_in(annotation)) is not None and not kinds:
         return page_of_class(record, setting)
+    if not kinds:
+        raise ValueError(f"{setting} takes {words_of(annotation)}: `contrastneg pretrain --help` tells its meaning")
     found = next((kind for kind in kinds if kind.__name__ == name), None) or locate_class(name or "")
-    if found is None:
+    if found is None or not issubclass(found, tuple(part for part in parts(annotation) if part in NAMED_BY_CLASS)):
         advice = nearest(name or "", [kind.__name__ for kind in kinds])
         raise ValueError(f"there is no class {name!r} here: {advice}")
     return page_of_class(found, setting)
@@ -199,7 +202,7 @@ def read_yaml(option: str, file: Path) -> dict[str, Any]:
 
 def class_first(option: str, arguments: Sequence[str]) -> list[str]:
     """``--method.x 1 --method MoCo`` as ``--method MoCo --method.x 1``: the order a user writes them in says nothing."""
-    joined = re.sub(rf"(^|\x00){re.escape(option)}\x00", rf"\1{option}=", "\x00".join(arguments)).split("\x00")
+    joined = re.sub(rf"(^|\x00){re.escape(option)}\x00(?!--)", rf"\1{option}=", "\x00".join(arguments)).split("\x00")
     first = next((i for i, argument in enumerate(joined) if argument.startswith(f"{option}.")), len(joined))
     late = [argument for argument in joined[first:] if argument.startswith(f"{option}=")]
     rest = [argument for argument in joined[first:] if not argument.startswith(f"{option}=")]

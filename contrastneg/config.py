@@ -141,6 +141,8 @@ def plain(setting: Any) -> Any:
         return str(setting)
     if setting is None or isinstance(setting, (bool, int, float, str)):
         return setting if type(setting) in (bool, int, float, str, type(None)) else type(setting).__mro__[1](setting)
+    if not hasattr(setting, "item"):
+        raise ValueError(f"{type(setting).__name__} cannot be written to config.yaml: make it a dataclass")
     return getattr(setting, "item")()  # noqa: B009 - a numpy or torch scalar
 
 

@@ -61,16 +61,19 @@ def contrast(
     clock = replace(clock, temperature=temperature)
     if needs_no_table(objective, stages, record) and not keys.requires_grad:
         sums = of_keys = KeySums(query, positive, keys, own_pairs(image_id, key_id), image_id)
-        if len(keys) and len(stages) == 1 and isinstance(stages[0], HardestStage):
-            sums = MixedSums(of_keys, stages[0], temperature, replace(clock, stage=0))
+        if len(keys) and stages:
+            (stage,) = stages
+            assert isinstance(stage, HardestStage)
+            sums = MixedSums(of_keys, stage, temperature, replace(clock, stage=0))
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
         return loss, of_keys.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
     first = positive_first(negatives)
     negatives = run_stages(negatives, stages, clock, record)
+    contrasted = negatives.repelled.any(dim=1)
     if record is not None and stages:
-        record("accuracy", positive_first(negatives))
-    return objective(negatives, temperature, clock, record or ignore), first, negatives.repelled.any(dim=1)
+        record.share("loss/accuracy", positive_first(negatives) & contrasted, contrasted)
+    return objective(negatives, temperature, clock, record or ignore), first, contrasted
 
 
 def positive_first(negatives: Negatives) -> Bool[Tensor, " B"]:

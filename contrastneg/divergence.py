@@ -21,7 +21,7 @@ def check_weights(trainer: pl.Trainer) -> None:
     """
     broken = [~parameter.detach().isfinite().all() for parameter in trainer.lightning_module.parameters()]
     if distributed.largest(int(torch.stack(broken).any()) if broken else 0):  # one number is read from the device
-        raise diverged(trainer, "weights are not finite", trainer.global_step - 1)
+        raise diverged(trainer, "weights are not finite at", trainer.global_step - 1)
 
 
 def check_loss(trainer: pl.Trainer, found: tuple[int, float] | None) -> None:
@@ -35,8 +35,9 @@ def check_loss(trainer: pl.Trainer, found: tuple[int, float] | None) -> None:
         Diverged: On all ranks, if any rank has found one.
     """
     if distributed.largest(int(found is not None)):
-        step, loss = found or (trainer.global_step - 1, float("nan"))
-        raise diverged(trainer, f"the loss is {loss}", step)
+        if found is None:
+            raise diverged(trainer, "the loss on another process is not finite, at or before", trainer.global_step - 1)
+        raise diverged(trainer, f"the loss is {found[1]} at", found[0])
 
 
 def diverged(trainer: pl.Trainer, what: str, step: int) -> Diverged:
@@ -44,7 +45,7 @@ def diverged(trainer: pl.Trainer, what: str, step: int) -> Diverged:
 
     Args:
         trainer: Its ``default_root_dir`` is the run folder.
-        what: What was found.
+        what: What was found, up to the word before the step.
         step: Optimizer step, counted as in ``metrics.csv``.
     """
     rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -58,4 +59,4 @@ def diverged(trainer: pl.Trainer, what: str, step: int) -> Diverged:
         if checkpoint.exists()
         else "there is no earlier checkpoint"
     )
-    return Diverged(f"{what} at step {step}, epoch {trainer.current_epoch + 1}: look at {looked_at}; {left}")
+    return Diverged(f"{what} step {step}, epoch {trainer.current_epoch + 1}: look at {looked_at}; {left}")

@@ -21,10 +21,10 @@ from contrastneg.negatives import (
 from contrastneg.objectives import HardWeighted, Objective
 from contrastneg.schedules import Schedule
 
-Sort = Callable[[Any], bool]
+Test = Callable[[Any], bool]
 
 
-def _is(*kinds: type) -> Sort:
+def _is(*kinds: type) -> Test:
     return lambda thing: isinstance(thing, kinds)
 
 
@@ -44,7 +44,7 @@ def _makes_candidates(stage: Any) -> bool:
     return isinstance(stage, Stage) and stage.kind == "synthesize"
 
 
-PAIRS: list[tuple[Sort, Sort, str]] = [
+PAIRS: list[tuple[Test, Test, str]] = [
     (
         _is(AbovePositive, SemiHardSubset, GapSubset),
         _makes_candidates,
@@ -78,7 +78,7 @@ def doubts(stages: Sequence[Stage], loss: Objective, in_batch: bool) -> list[str
         for first, second, reason in PAIRS
         if first(one) and second(other)
     ]
-    sources = any(stage.kind == "source" for stage in stages)
+    sources = any(stage.chooses for stage in stages)
     for stage in stages:
         if in_batch and not sources and stage.attracts and not stage.oracle:
             name = type(stage).__name__

@@ -65,6 +65,8 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
         arguments: What it was given.
     """
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        if (owner := place_of(message).owner) is not None:
+            return unknown_setting(match[1].removeprefix("--").partition("=")[0], owner, parser)
         return unknown_argument(match[1], parser)
     if match := re.search(r"argument (--\S+): expected one argument", message):
         after = [*arguments[1:], "--"]
@@ -152,8 +154,10 @@ def import_failure(message: str) -> str | None:
 
 
 def classes_of(module: str) -> list[str]:
-    """Names of the classes that a module defines."""
+    """Names of the classes that a module offers, or, where it does not say, of those it defines."""
     there = vars(importlib.import_module(module))
+    if "__all__" in there:
+        return [name for name in there["__all__"] if isinstance(there.get(name), type)]
     return [name for name, thing in there.items() if isinstance(thing, type) and thing.__module__ == module]
 
 

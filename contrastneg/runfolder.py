@@ -44,9 +44,8 @@ def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
     if asked is not None:
         taken = asked.exists() and (not asked.is_dir() or any(asked.iterdir()))
         if taken and distributed.is_first_process():
-            raise ValueError(
-                f"run folder {asked} exists already: give another --run, or continue it with --resume {asked}"
-            )
+            resume = f", or continue it with --resume {asked}" if (asked / "checkpoints").exists() else ""
+            raise ValueError(f"run folder {asked} exists already: give another --run{resume}")
         return asked
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise ValueError("several processes start together and must agree on the run folder: name it with --run DIR")

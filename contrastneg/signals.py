@@ -8,12 +8,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from contrastneg import distributed
+from contrastneg.writing import printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """The run was asked to stop.
+class Interrupted(BaseException):
+    """The run was asked to stop; no error, so that no library that mends errors mends it.
 
     Args:
         signum: The signal.
@@ -23,7 +24,9 @@ class Interrupted(Exception):
     def __init__(self, signum: int, checkpoint: Path | None) -> None:
         name = signal.Signals(signum).name
         if checkpoint is None:
-            super().__init__(f"stopped by {name} before the first step; nothing was saved")
+            super().__init__(
+                f"stopped by {name} before the first step; nothing was saved: start anew, with another --run if you named one"
+            )
         else:
             resume = f"contrastneg pretrain --resume {checkpoint.parent.parent}"
             super().__init__(f"stopped by {name}; saved {checkpoint}\ncontinue with: {resume}")
@@ -88,7 +91,9 @@ class Signals:
 
     def _say(self, text: str) -> None:
         if distributed.is_first_process():
-            os.write(2, f"{text}\n".encode())  # a stream may be in the middle of a write that the signal has cut
+            os.write(
+                2, f"{printable(text)}\n".encode()
+            )  # a stream may be in the middle of a write that the signal has cut
 
 
 def ignore_signals() -> None:

@@ -135,7 +135,7 @@ def step_outputs(
         values: Loss of each query; their mean over all ranks is what is logged.
         features: Backbone features of view 1, for classifiers trained alongside.
         image_id: Their images.
-        first: Queries whose positive is more similar than every candidate.
+        first: Queries whose positive is more similar than every key of another image, before the stages.
         contrasted: Queries that had a candidate; the others have loss 0 and do not count for the accuracy.
     """
     queries = values.new_full((), len(values))

@@ -153,9 +153,9 @@ class MixedSums(Sums):
 
     def logsumexp(self, temperature: float, *, constant: bool = False) -> Float[Tensor, " B"]:
         """See :class:`Sums`."""
-        if self.columns is None or self.found is None:
+        if self.columns is None:
             return self.of_keys.logsumexp(temperature, constant=constant)
-        if temperature == self.temperature:
+        if self.found is not None and temperature == self.temperature:
             of_keys = _Known.apply(self.query, self.found.logsumexp, self.found.gradient)
         else:
             of_keys = self.of_keys.logsumexp(temperature, constant=constant)

@@ -269,7 +269,7 @@ def test_the_installed_command_finds_modules_in_the_current_folder(tmp_path):
 
 
 def test_a_run_folder_that_exists_is_refused(capsys, tmp_path):
-    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "checkpoints").mkdir()
     line = refusal(capsys, "shapes", "--run", str(tmp_path))
     assert "exists already: give another --run, or continue it with --resume" in line
 

@@ -26,6 +26,9 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_taken(tmp_
 
     assert new_run_folder(tmp_path, "x", "MoCo") == tmp_path
     (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists already: give another --run$"):
+        new_run_folder(tmp_path, "x", "MoCo")
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="exists already: give another --run, or continue it with --resume"):
         new_run_folder(tmp_path, "x", "MoCo")
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives.graph import Edges, Graph, walk
 from contrastneg.randomness import generator
@@ -111,13 +112,10 @@ class GraphWalkBatches(Batches):
     built: int = field(init=False, repr=False, default=-1)
 
     def __post_init__(self) -> None:
-        least = {"neighbours": 1, "candidates": self.neighbours, "restart_every": 1, "every": 1, "start": 0}
-        for name, lowest in {**least, "restart": 0, "restart_drop": 0, "restart_least": 0}.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"GraphWalkBatches.{name} is {getattr(self, name)}: give {lowest} or more")
-        for name in ("restart", "restart_least"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"GraphWalkBatches.{name} is {getattr(self, name)}: give a probability")
+        check_range(self, "neighbours", "restart_every", "every", least=1)
+        check_range(self, "candidates", least=self.neighbours)
+        check_range(self, "start", "restart_drop", least=0)
+        check_range(self, "restart", "restart_least", least=0, most=1)
         self.graph = Graph(Edges(neighbours=self.neighbours))
 
     def refresh(self, embeddings: Callable[[], Float[Tensor, "N D"]], seed: int, epoch: int) -> None:

@@ -243,6 +243,11 @@ class Stage(ABC):
     """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
 
     @property
+    def chooses(self) -> bool:
+        """Whether it chooses or adds candidates, so that they are no longer the method's queue or batch."""
+        return self.kind == "source"
+
+    @property
     def attracts(self) -> bool:
         """Whether it marks candidates as further positives, which only losses of several positives look at."""
         return False

@@ -56,6 +56,11 @@ class NeighbourPositive(StageWithState):
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # cosines, images and neighbours of the last table
 
     @property
+    def chooses(self) -> bool:
+        """No: it takes another positive or query, and leaves the candidates as they are."""
+        return False
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Image ids, and a gradient through the candidates where the query becomes a constant."""
         return frozenset({"id", "key_gradient"} if self.replaces == "query" else {"id"})

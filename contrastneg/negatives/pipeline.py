@@ -54,7 +54,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
                 "are made: leave one of them out"
             )
         furthest, before = place, name
-        breaks = stage.breaks | ({"candidates of the method"} if stage.kind == "source" else set())
+        breaks = stage.breaks | ({"candidates of the method"} if stage.chooses else set())
         taken.update(dict.fromkeys(breaks, name))
         holds = (holds | stage.gives) - breaks
     if capacity is not None:  # until a source takes others
@@ -116,6 +116,10 @@ class Record:
         """Keep the mean of a measurement of the loss, one value per query."""
         self._mean(f"loss/{name}", values.detach())
 
+    def share(self, name: str, part: Bool[Tensor, " B"], whole: Bool[Tensor, " B"]) -> None:
+        """Keep the share of some queries among others."""
+        self._ratio(name, part.sum(), whole.sum())
+
     def _ratio(self, name: str, part: Tensor, whole: Tensor) -> None:
         self.ratios[name] = torch.stack([part.float(), whole.float()])
 
@@ -164,9 +168,9 @@ class Record:
             self._ratio(f"negatives/{name}/recall", hits, (open_before & same).sum())
 
     def report(self, name: str, stage: Stage) -> None:
-        """Keep what a stage says of its state, which is the same in every process."""
+        """Keep what a stage says of its state: the mean over the processes where it is a number."""
         for key, number in stage.report().items():
-            self._mean(f"negatives/{name}/{key}", number.detach()[None])
+            self._ratio(f"negatives/{name}/{key}", number.detach().nan_to_num(), ~number.isnan())
 
     def _same_class(self, negatives: Negatives) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
         """Pairs whose labels are known, and those of them with the same label."""

@@ -127,9 +127,9 @@ def test_the_graph_is_that_of_nearest_neighbours_where_all_images_are_compared()
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"candidates": 10}, "GraphWalkBatches.candidates is 10: give 100 or more"),
-        ({"restart": 1.5}, "GraphWalkBatches.restart is 1.5: give a probability"),
-        ({"every": 0}, "GraphWalkBatches.every is 0: give 1 or more"),
+        ({"candidates": 10}, "GraphWalkBatches.candidates is 10: give a number of at least 100"),
+        ({"restart": 1.5}, "GraphWalkBatches.restart is 1.5: give a number from 0 to 1"),
+        ({"every": 0}, "GraphWalkBatches.every is 0: give a number of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, words):
