@@ -304,7 +304,7 @@ def method_of(entry: Entry) -> Any:
     """An untrained method."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "backbone": Backbone(name="resnet9", width=0.25),
+        "backbone": Backbone(name="resnet9", width=0.125),
         "projector": Head(hidden=256, out=DIM, batch_norm="all"),
         "temperature": TEMPERATURE,
         "loss": entry.loss,

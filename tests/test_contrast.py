@@ -125,6 +125,17 @@ def test_accuracy_is_over_the_keys_as_they_came_and_the_record_tells_that_over_w
         assert seen == plain.float().mean() if isinstance(stage, HardestSubset) else seen < plain.float().mean()
 
 
+def test_queries_that_a_stage_left_nothing_are_no_hits_of_what_the_loss_saw():
+    from contrastneg.contrast import contrast
+    from contrastneg.negatives import HardestQueries, Record
+
+    query, keys, record = unit(9, 16), unit(40, 16, seed=2), Record()
+    given = (query, -query, torch.arange(9), keys, ids(40, "none"), [HardestQueries(share=0.5)], 0.2, clock())
+    contrasted = contrast(*given, record=record)[2]
+    assert 0 < contrasted.sum() < 9
+    assert record.numbers["loss/accuracy"] == 0
+
+
 def test_stages_see_the_temperature_of_the_loss_whatever_the_clock_says():
     from dataclasses import replace
 

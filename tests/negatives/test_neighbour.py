@@ -208,3 +208,25 @@ def test_copies_do_not_share_their_queue():
     copied = copy.deepcopy(made)
     copied.update(unit(3, 5), torch.arange(3), clock())
     assert (len(made.queue), len(copied.queue)) == (3, 6)
+
+
+def test_candidates_stay_those_of_the_method_so_that_their_number_is_still_checked():
+    from contrastneg.negatives import AdversarialBank, MoCHi, NeighbourPositive, check_pipeline
+
+    provides = {"id", "support", "queue"}
+    with pytest.raises(ValueError, match="MoCHi is 1024 but the queue holds 256 keys"):
+        check_pipeline([NeighbourPositive(), MoCHi(pool=1024)], provides, 256)
+    check_pipeline([NeighbourPositive(), AdversarialBank(size=8)], provides, 256)
+
+
+def test_a_process_that_found_no_neighbour_does_not_spoil_the_number_of_the_others():
+    from contrastneg.negatives import NeighbourPositive, Record
+
+    class Found(NeighbourPositive):
+        def report(self):
+            return {"own": torch.tensor(torch.nan), "neighbour": torch.tensor(0.5)}
+
+    record = Record()
+    record.report("1_Found", Found(size=4))
+    assert record.ratios["negatives/1_Found/own"].tolist() == [0, 0]
+    assert record.numbers["negatives/1_Found/neighbour"] == 0.5
