@@ -36,10 +36,13 @@ def column_of(facts: Facts, owner: object, setting: str, name: str | None = None
 
 
 def group_codes(column: Tensor | Sequence[Any]) -> Int64[Tensor, " T"]:
-    """A number from 0 for each value of a column; -1 where there is none (negative, NaN or None)."""
+    """A number from 0 for each value of a column; -1 where there is none: None, NaN, -1 or False.
+
+    These stand for a missing value in columns of each type, False in one of booleans: there only True is a group.
+    """
     values = column.tolist() if isinstance(column, Tensor) else column
     codes: dict[Any, int] = {}
-    absent = (v is None or v != v or (isinstance(v, (int, float)) and v < 0) for v in values)  # NaN differs from itself
+    absent = (v is None or v is False or v == -1 or v != v for v in values)  # NaN differs from itself
     return torch.tensor(
         [-1 if gone else codes.setdefault(v, len(codes)) for v, gone in zip(values, absent, strict=True)],
         dtype=torch.long,
