@@ -20,6 +20,7 @@ from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import add_positional, list_of_classes, page_of_class, parser_of_verb
 from contrastneg.mistakes import explain, locate_class, nearest
 from contrastneg.randomness import derive_seed
+from contrastneg.runfolder import settings_file
 
 SIZE_SAMPLE = 64  # images whose size is looked at
 SMALL_IMAGE = 96  # up to this side images are taken as they are
@@ -59,9 +60,7 @@ def read_config(run: Path) -> Pretrain:
     Raises:
         ValueError: If the folder is not a run or its settings are not valid.
     """
-    if not (run / "config.yaml").exists():
-        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
-    return build(pretrain_parser(), ["--config", str(run / "config.yaml")])
+    return build(pretrain_parser(), ["--config", str(settings_file(run))])
 
 
 def pretrain_parser() -> ArgumentParser:
@@ -270,8 +269,7 @@ def parse_report(arguments: Sequence[str]) -> Path:
     parser = parser_of_verb("report", "Write the page of a run, report.html, anew from its records.", "RUN")
     add_positional(parser, "run", Path, "Run folder.")
     run = parse_simple(parser, arguments).run
-    if not (run / "config.yaml").exists():
-        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
+    settings_file(run)
     return run
 
 
