@@ -1,4 +1,4 @@
-"""Whether settings are in range: the one set of checks of stages and losses, and where the user wrote what they refuse."""
+"""Whether settings are in range: the one set of checks of all that is set, and where the user wrote what they refuse."""
 
 import math
 import re
@@ -26,9 +26,10 @@ class WrongSetting(ValueError):
         """The same refusal under the key of the owner in a settings file.
 
         Args:
-            key: For instance ``method.stages[1]``.
+            key: For instance ``method.stages[1]``; empty for the settings of a run themselves.
         """
-        return ValueError(f"{key}.{self.name} of {type(self.owner).__name__} {self.trouble}")
+        place = f"{key}.{self.name} of {type(self.owner).__name__}" if key else self.name
+        return ValueError(f"{place} {self.trouble}")
 
 
 def check_range(

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from contrastneg.annotations import choices, parameters, record_in, type_of
-from contrastneg.checks import refusal
+from contrastneg.checks import WrongSetting, refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb
@@ -242,7 +242,10 @@ def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
         objects = parser.instantiate(parsed)
     except ValueError as error:
         raise refusal(error, parsed.as_dict()) from error
-    return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
+    try:
+        return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
+    except WrongSetting as error:
+        raise error.at("") from error
 
 
 def bare_flags(arguments: Sequence[str]) -> list[str]:
