@@ -49,9 +49,9 @@ def run_pretrain(arguments: list[str]) -> int:
 @verb("check", "say what a data address holds and what is wrong with it")
 def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""
-    from contrastneg.commandline import parse_check
     from contrastneg.data.scan import NAMED, scan
     from contrastneg.data.sources import NoSuchSplit, open_source
+    from contrastneg.options import parse_check
 
     options = parse_check(arguments)
     labels = False if options.unlabelled else None
@@ -72,7 +72,7 @@ def run_check(arguments: list[str]) -> int:
 @verb("report", "write a run's page anew from its records")
 def run_report(arguments: list[str]) -> int:
     """``report RUN``."""
-    from contrastneg.commandline import parse_report
+    from contrastneg.options import parse_report
     from contrastneg.report.page import write_report
 
     print(printable(str(write_report(parse_report(arguments)))))
@@ -84,8 +84,8 @@ def run_catalogue(arguments: list[str]) -> int:
     """``catalogue [WORD] [--kind KIND] [--format FORMAT]``."""
     from rich.console import Console
 
-    from contrastneg.commandline import parse_catalogue
     from contrastneg.listing import show
+    from contrastneg.options import parse_catalogue
 
     options = parse_catalogue(arguments)
     show(options.word, options.kind, options.format, Console())

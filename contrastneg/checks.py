@@ -1,12 +1,12 @@
-"""Whether settings are in range: the one set of checks of stages and losses, and where the user wrote what they refuse."""
+"""Whether settings are in range: the one set of checks of all that is set, and where the user wrote what they refuse."""
 
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args
 
-from contrastneg.schedules import Schedule
+from contrastneg.schedules import LOOKED_AT, Schedule, value
 
 
 class WrongSetting(ValueError):
@@ -26,9 +26,10 @@ class WrongSetting(ValueError):
         """The same refusal under the key of the owner in a settings file.
 
         Args:
-            key: For instance ``method.stages[1]``.
+            key: For instance ``method.stages[1]``; empty for the settings of a run themselves.
         """
-        return ValueError(f"{key}.{self.name} of {type(self.owner).__name__} {self.trouble}")
+        place = f"{key}.{self.name} of {type(self.owner).__name__}" if key else self.name
+        return ValueError(f"{place} {self.trouble}")
 
 
 def check_range(
@@ -62,6 +63,52 @@ def check_range(
             fits = fits and (above is None or number > above) and (below is None or number < below)
             if not (fits and math.isfinite(number)):
                 raise WrongSetting(owner, name, f"is {shown}: give {_range_in_words(least, above, most, below)}")
+
+
+def check_numbers(setting: Any, name: str) -> None:
+    """Refuse what is no number, and schedules with a value that their owner would refuse as a number.
+
+    Args:
+        setting: A setting of a method, or all below it: stages, losses and what they are made of.
+        name: What it is called, for the message.
+
+    Raises:
+        ValueError: A number is NaN, or infinite where its default is not; or a schedule leaves the range of its setting.
+    """
+    if isinstance(setting, (list, tuple)):
+        for item in setting:
+            check_numbers(item, name)
+    elif isinstance(setting, float) and not math.isfinite(setting):
+        raise ValueError(f"{name} is {setting}: give a finite number")
+    elif is_dataclass(setting) and not isinstance(setting, type):
+        owner = type(setting).__name__
+        for field in (field for field in fields(setting) if field.init):
+            number = getattr(setting, field.name)
+            if number != field.default or number != number:  # some limits are infinite unless set
+                check_numbers(number, f"{owner}.{field.name}")
+        check_schedules(setting)
+
+
+def check_schedules(owner: Any) -> None:
+    """Ask a dataclass for each place of the run whether it takes the numbers that its schedules give there.
+
+    Raises:
+        ValueError: It refuses one; WrongSetting of the owner as it was written, if that is how it refuses.
+    """
+    scheduled = [f for f in fields(owner) if f.init and isinstance(getattr(owner, f.name), Schedule)]
+    tried = None
+    for place in range(LOOKED_AT + 1 if scheduled else 0):
+        numbers = {field.name: _number_at(owner, field, place / LOOKED_AT) for field in scheduled}
+        if numbers == tried:
+            continue
+        tried = numbers
+        where = f"(a value of its schedule, at {place * 100 // LOOKED_AT} % of the run)"
+        try:
+            replace(owner, **numbers)
+        except WrongSetting as error:
+            raise WrongSetting(owner, error.name, f"{error.trouble} {where}") from error
+        except ValueError as error:
+            raise ValueError(f"{error} {where}") from error
 
 
 def refusal(error: ValueError, settings: Any) -> ValueError:
@@ -139,3 +186,9 @@ def _range_in_words(least: float | None, above: float | None, most: float | None
     ends = (("of at least", least), ("above", above), ("at most", most), ("below", below))
     words = " and ".join(f"{words} {end:g}" for words, end in ends if end is not None)
     return f"a number {words}" if words else "a finite number"
+
+
+def _number_at(owner: Any, field: Any, progress: float) -> float | int:
+    """What a scheduled setting is at a point of the run, whole where the setting counts."""
+    number = value(getattr(owner, field.name), progress)
+    return round(number) if int in get_args(field.type) and math.isfinite(number) else number

@@ -1,4 +1,4 @@
-"""Command lines and YAML files into settings."""
+"""Command lines and YAML files into the settings of ``contrastneg pretrain``."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -14,13 +14,14 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from contrastneg.annotations import NAMED_BY_CLASS, choices, parameters, parts, record_in, type_of
 from contrastneg.annotations import words as words_of
-from contrastneg.catalogue import KINDS
-from contrastneg.checks import refusal
+from contrastneg.checks import WrongSetting, refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
-from contrastneg.helptext import add_positional, list_of_classes, page_of_class, parser_of_verb
+from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb
 from contrastneg.mistakes import explain, locate_class, nearest
+from contrastneg.options import dashed_names, positional
 from contrastneg.randomness import derive_seed
+from contrastneg.runfolder import settings_file
 
 SIZE_SAMPLE = 64  # images whose size is looked at
 SMALL_IMAGE = 96  # up to this side images are taken as they are
@@ -60,9 +61,7 @@ def read_config(run: Path) -> Pretrain:
     Raises:
         ValueError: If the folder is not a run or its settings are not valid.
     """
-    if not (run / "config.yaml").exists():
-        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
-    return build(pretrain_parser(), ["--config", str(run / "config.yaml")])
+    return build(pretrain_parser(), ["--config", str(settings_file(run))])
 
 
 def pretrain_parser() -> ArgumentParser:
@@ -246,74 +245,10 @@ def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
         objects = parser.instantiate(parsed)
     except ValueError as error:
         raise refusal(error, parsed.as_dict()) from error
-    return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
-
-
-def parse_check(arguments: Sequence[str]) -> Namespace:
-    """Options of ``contrastneg check``."""
-    parser = parser_of_verb(
-        "check",
-        "Say what a data address holds: pictures, sizes, classes and splits, and what cannot be read and why. Exit status "
-        "1 where a picture cannot be read.",
-        "DATA [--root DIR] [--unlabelled] [--all]",
-    )
-    add_positional(parser, "data", str, "Address of the images.")
-    parser.add_argument(
-        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
-    )
-    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
-    parser.add_argument(
-        "--all", action="store_true", help="Name every picture that cannot be read, not only the first ten."
-    )
-    return parse_simple(parser, arguments)
-
-
-def parse_report(arguments: Sequence[str]) -> Path:
-    """The run folder of ``contrastneg report``."""
-    parser = parser_of_verb("report", "Write the page of a run, report.html, anew from its records.", "RUN")
-    add_positional(parser, "run", Path, "Run folder.")
-    run = parse_simple(parser, arguments).run
-    if not (run / "config.yaml").exists():
-        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
-    return run
-
-
-def parse_catalogue(arguments: Sequence[str]) -> Namespace:
-    """Options of ``contrastneg catalogue``."""
-    parser = parser_of_verb(
-        "catalogue",
-        "List every heading of the survey of negative sampling, and every stage and loss: what it is here, what it costs and "
-        "needs, and the recipe that runs it.",
-        "[WORD] [--kind KIND] [--format FORMAT]",
-    )
-    parser.add_argument("--word", default="", help="Show only entries that hold it; may stand first, without --word.")
-    parser.add_argument("--kind", type=Literal[KINDS], help="Show only entries with a class of this kind.")
-    parser.add_argument("--format", type=Literal["table", "md", "json"], default="table", help="What is printed.")
-    return parse_simple(parser, positional("word", arguments))
-
-
-def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse, with errors as one line."""
     try:
-        return parser.parse_args(dashed_names(arguments))
-    except ArgumentError as error:
-        raise ValueError(explain(str(error), parser)) from error
-
-
-def positional(name: str, arguments: Sequence[str]) -> list[str]:
-    """``DATA --x y`` as ``--data DATA --x y``."""
-    if arguments and not arguments[0].startswith("-"):
-        return [f"--{name}", *arguments]
-    return list(arguments)
-
-
-def dashed_names(arguments: Sequence[str]) -> list[str]:
-    """``--on-bad-image`` as ``--on_bad_image``: both spellings are accepted."""
-    changed = []
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        changed.append(("--" + name[2:].replace("-", "_") if name.startswith("--") else name) + equals + text)
-    return changed
+        return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
+    except WrongSetting as error:
+        raise error.at("") from error
 
 
 def bare_flags(arguments: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ Attribute docstrings are the help texts. Nothing derived is ever written back in
 rate, the number of steps, the precision of "auto" are computed where they are used.
 """
 
-import math
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from contrastneg.checks import check_range
 from contrastneg.data.batches import Batches, ShuffledBatches
 from contrastneg.data.views import Views
 
@@ -107,15 +107,10 @@ class Pretrain:
     """Show a progress bar on a terminal."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "nodes", "knn_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("workers", "knn_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
-        for name in ("max_steps", "limit_images", "checkpoint_every", "clip", "knn_temperature"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0, or leave it out")
+        check_range(self, "epochs", "batch_size", "accumulate", "log_every", "nodes", "knn_k", least=1)
+        check_range(self, "max_steps", "limit_images", "checkpoint_every", least=1)
+        check_range(self, "workers", "knn_every", least=0)
+        check_range(self, "clip", "knn_temperature", above=0)
 
 
 def plain(setting: Any) -> Any:

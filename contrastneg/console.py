@@ -21,6 +21,7 @@ from contrastneg.candidates import choosing
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
+from contrastneg.wording import duration
 from contrastneg.writing import printable
 
 
@@ -299,7 +300,7 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
         logged.pop("knn/top1", None)  # Lightning still holds the score of an earlier epoch
     parts = [
         f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
-        duration(progress.seconds),
+        f"{duration(progress.seconds):>9}",
         f"{progress.images_per_second():6.0f} images/s",
         f"loss {logged['epoch/loss']:.3f}",
         f"accuracy {100 * logged['epoch/accuracy']:.1f} %",
@@ -315,11 +316,6 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
         parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")
     parts += [text.format(scale * logged[name]) for name, text, scale in shown if name in logged]
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds, or minutes from two on."""
-    return f"{seconds / 60:5.1f} min" if seconds >= 120 else f"{seconds:5.1f} s  "
 
 
 def human(count: float) -> str:

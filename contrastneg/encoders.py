@@ -15,6 +15,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.resnets import ResNet9, Stem, replace_stem_, resnet20, resnet_of_width, shape_only
 
 OWN = ("resnet9", "resnet20")
@@ -39,23 +40,19 @@ class Backbone:
 
     def __post_init__(self) -> None:
         if not 0 < self.width <= WIDEST:
-            raise ValueError(
-                f"backbone.width is {self.width}: give a factor above 0 and at most {WIDEST}, not channels"
-            )
+            trouble = f"is {self.width}: give a factor above 0 and at most {WIDEST}, not channels"
+            raise WrongSetting(self, "width", trouble)
         if self.in_channels not in (1, 3):
-            raise ValueError(f"backbone.in_channels is {self.in_channels}: choose 3 (RGB) or 1 (grey)")
+            raise WrongSetting(self, "in_channels", f"is {self.in_channels}: choose 3 (RGB) or 1 (grey)")
         if self.name in OWN and (self.pretrained or self.stem == "imagenet"):
-            raise ValueError(
-                f"backbone.name {self.name} has no published weights or stem: use stem cifar or stride2, or another"
-            )
+            trouble = f"is {self.name}, which has no published weights or stem: use stem cifar or stride2, or another"
+            raise WrongSetting(self, "name", trouble)
         if self.pretrained and self.width != 1:
-            raise ValueError(
-                f"backbone.width is {self.width} but published weights have width 1: leave out one of them"
-            )
+            trouble = f"is {self.width} but published weights have width 1: leave out one of them"
+            raise WrongSetting(self, "width", trouble)
         if self.pretrained and self.stem in ("cifar", "stride2"):
-            raise ValueError(
-                f"backbone.stem is {self.stem} but published weights have the published one: use stem imagenet"
-            )
+            trouble = f"is {self.stem} but published weights have the published one: use stem imagenet"
+            raise WrongSetting(self, "stem", trouble)
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ class Head:
     """Whether linear layers that no batch norm follows have a bias."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "out", "hidden"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"head.{name} is {getattr(self, name)}: give at least 1")
+        check_range(self, "layers", "hidden", "out", least=1)
 
     @classmethod
     def moco_v1(cls) -> "Head":

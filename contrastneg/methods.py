@@ -22,11 +22,12 @@ from contrastneg.data.module import TwoViews
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
 from contrastneg.mixing import InputMix, Rows
 from contrastneg.negatives import Pipeline, Record, Stage
-from contrastneg.objectives import InfoNCE, Objective, check_objective, check_views
+from contrastneg.objectives import InfoNCE, Objective, check_objective
 from contrastneg.optim import Optimizer, build_optimizer
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
 from contrastneg.schedules import Schedule, over_run, value
+from contrastneg.stateful import check_views
 from contrastneg.stepping import (
     clock_of,
     effective_rate,

@@ -10,7 +10,8 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from contrastneg.schedules import Cosine, Schedule, over_run, value
+from contrastneg.checks import WrongSetting, check_range
+from contrastneg.schedules import Cosine, Schedule, value
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,12 @@ class Optimizer:
     """Leave biases and batch-norm parameters out of weight decay and of LARS's adaptation (MoCo v1 and v2 decay them)."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: give 0 or more")
-        if not all(0 <= number < math.inf for number in over_run(self.course)):
-            raise ValueError(f"optimizer.course is {self.course}: give a factor, or a schedule, of 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum is {self.momentum}: give a number from 0 up to but not including 1")
+        check_range(self, "lr", "weight_decay", "warmup_epochs", "course", least=0)
+        check_range(self, "momentum", least=0, below=1)
+        check_range(self, "trust_coefficient", above=0)
+        check_range(self, "reference_batch", least=1)
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas is {list(self.betas)}: give numbers from 0 up to but not including 1")
-        if not 0 < self.trust_coefficient < math.inf:
-            raise ValueError(f"optimizer.trust_coefficient is {self.trust_coefficient}: give a number above 0")
-        if self.reference_batch < 1:
-            raise ValueError(f"optimizer.reference_batch is {self.reference_batch}: give at least 1")
+            raise WrongSetting(self, "betas", f"is {list(self.betas)}: give numbers of at least 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,17 @@ def new_run_folder(asked: Path | None, data: str, method: str) -> Path:
     return folder
 
 
+def settings_file(run: Path) -> Path:
+    """The settings of a run.
+
+    Raises:
+        ValueError: The folder is no run's.
+    """
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"{run} is not a run folder: it holds no config.yaml")
+    return run / "config.yaml"
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a record atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -5,8 +5,7 @@ Progress is the share of optimizer steps done, from 0 at the first step to 1 at 
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass
 
 __all__ = ["Cosine", "Growth", "Linear", "Power", "Ramp", "Schedule", "Staircase", "Step", "value"]
 
@@ -226,55 +225,6 @@ def over_run(setting: float | int | Schedule) -> list[float]:
     if not isinstance(setting, Schedule):
         return [float(setting)]
     return [setting(place / LOOKED_AT) for place in range(LOOKED_AT + 1)]
-
-
-def check_numbers(setting: Any, name: str) -> None:
-    """Refuse what is no number, and schedules with a value that their owner would refuse as a number.
-
-    Args:
-        setting: A setting of a method, or all below it: stages, losses and what they are made of.
-        name: What it is called, for the message.
-
-    Raises:
-        ValueError: A number is NaN, or infinite where its default is not; or a schedule leaves the range of its setting.
-    """
-    if isinstance(setting, (list, tuple)):
-        for item in setting:
-            check_numbers(item, name)
-    elif isinstance(setting, float) and not math.isfinite(setting):
-        raise ValueError(f"{name} is {setting}: give a finite number")
-    elif is_dataclass(setting) and not isinstance(setting, type):
-        owner = type(setting).__name__
-        for field in (field for field in fields(setting) if field.init):
-            number = getattr(setting, field.name)
-            if number != field.default or number != number:  # some limits are infinite unless set
-                check_numbers(number, f"{owner}.{field.name}")
-        check_schedules(setting)
-
-
-def check_schedules(owner: Any) -> None:
-    """Ask a dataclass for each place of the run whether it takes the numbers that its schedules give there.
-
-    Raises:
-        ValueError: It refuses one.
-    """
-    scheduled = [f for f in fields(owner) if f.init and isinstance(getattr(owner, f.name), Schedule)]
-    tried = None
-    for place in range(LOOKED_AT + 1 if scheduled else 0):
-        numbers = {field.name: number_at(owner, field, place / LOOKED_AT) for field in scheduled}
-        if numbers == tried:
-            continue
-        tried = numbers
-        try:
-            replace(owner, **numbers)
-        except ValueError as error:
-            raise ValueError(f"{error} (a value of its schedule, at {place} % of the run)") from error
-
-
-def number_at(owner: Any, field: Any, progress: float) -> float | int:
-    """What a scheduled setting is at a point of the run, whole where the setting counts."""
-    number = value(getattr(owner, field.name), progress)
-    return round(number) if int in get_args(field.type) and math.isfinite(number) else number
 
 
 def passed(progress: float, begin: float, finish: float) -> float:

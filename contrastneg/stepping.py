@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from contrastneg import distributed
+from contrastneg.checks import check_numbers
 from contrastneg.config import plain
 from contrastneg.contrast import unit
 from contrastneg.device import encoder_dtype
 from contrastneg.evaluate.features import encode_set
 from contrastneg.negatives import Clock, Record
 from contrastneg.optim import EffectiveRate, learning_rate
-from contrastneg.schedules import check_numbers
 
 
 def keep_settings(module: pl.LightningModule, arguments: dict[str, Any]) -> None:

@@ -10,3 +10,11 @@ def count_of(number: int, thing: str, plural: str | None = None) -> str:
         plural: The noun in the plural; None adds an s.
     """
     return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time span: in seconds, from two minutes on in minutes, from two hours on in hours."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

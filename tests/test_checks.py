@@ -8,10 +8,10 @@ import typing
 import pytest
 
 from contrastneg import negatives, objectives
-from contrastneg.checks import WrongSetting
-from contrastneg.negatives import Bank, Edges, Popularity, Stage, Tier
+from contrastneg.checks import WrongSetting, check_numbers
+from contrastneg.negatives import Bank, Edges, HardnessBand, Popularity, Stage, Tier
 from contrastneg.objectives import Objective
-from contrastneg.schedules import Linear, Schedule
+from contrastneg.schedules import Linear, Schedule, Step
 
 REQUIRED = {"MetadataTiers": {"tiers": [Tier("a")]}, "ColumnSize": {"column": "a"}, "Tier": {"column": "a"}}
 WITHOUT_LEAST = {  # any finite number
@@ -66,6 +66,55 @@ def test_no_number_may_be_nan_or_endless_or_far_below_zero_alone_or_at_an_end_of
         assert "\n" not in str(refusal.value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A setting that takes schedules at their word."""
+
+    share: typing.Any = 0.5
+    count: int | typing.Any = 1
+
+    def __post_init__(self):
+        if isinstance(self.share, float) and not 0 <= self.share <= 1:
+            raise ValueError(f"Share.share is {self.share}")
+        if isinstance(self.count, (int, float)) and self.count < 1:
+            raise ValueError(f"Share.count is {self.count}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """What has it."""
+
+    inner: Share
+
+
+def test_a_schedule_is_refused_where_its_owner_would_refuse_its_number():
+    check_numbers([Owner(Share(Linear(0.1, 0.9), count=Linear(1, 20)))], "x")
+    for share in (
+        Share(Linear(0.5, 1.5)),
+        Share(Step(0.5, 3.0, (0.3,))),
+        Share(count=Linear(3, 0)),
+    ):
+        with pytest.raises(ValueError, match=r"\(a value of its schedule, at \d+ % of the run\)"):
+            check_numbers([Owner(share)], "x")
+
+
+def test_two_schedules_that_cross_within_the_run_are_refused_with_the_owner_and_the_place():
+    band = HardnessBand(lower=Linear(0.0, 0.5), upper=Linear(0.6, 0.2))
+    with pytest.raises(
+        WrongSetting, match=r"0\.332: give lower, 0\.335, or more \(a value .*, at 67 % of the run\)"
+    ) as met:
+        check_numbers([band], "method.stages")
+    assert met.value.owner is band
+    assert met.value.name == "upper"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_of_a_method_are_finite_also_in_lists_and_schedules(number):
+    for setting in (number, [Linear(0.0, number)], (0.5, number)):
+        with pytest.raises(ValueError, match="give a finite number"):
+            check_numbers(setting, "method.x")
+
+
 def refused(tmp_path, stages, loss="InfoNCE", data="shapes", queue=64):
     """What a settings file with these stages is answered with."""
     from contrastneg.commandline import parse_pretrain
@@ -97,6 +146,11 @@ LINES = {
     ),
     "[{class_path: HardestSubset, init_args: {random_share: {class_path: Linear, init_args: {start: 0, end: 2}}}}]": (
         "method.stages[0].random_share of HardestSubset is 2 at progress 1: give a number from 0 to 1"
+    ),
+    "[{class_path: HardnessBand, init_args: {lower: {class_path: Linear, init_args: {start: 0, end: 0.5}}, "
+    "upper: {class_path: Linear, init_args: {start: 0.6, end: 0.2}}}}]": (
+        "method.stages[0].upper of HardnessBand is 0.332: give lower, 0.335, or more "
+        "(a value of its schedule, at 67 % of the run)"
     ),
     "[{class_path: GraphWalk, init_args: {edges: {neighbours: 0}}}]": (
         "method.stages[0].edges.neighbours of Edges is 0: give a number of at least 1"

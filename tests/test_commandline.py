@@ -181,7 +181,24 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: give a number"),
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
         (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
-        (["shapes", "--epochs", "0"], "epochs is 0: give at least 1"),
+        (["shapes", "--epochs", "0"], "contrastneg: epochs is 0: give a number of at least 1"),
+        (["shapes", "--clip", "-1"], "contrastneg: clip is -1.0: give a number above 0"),
+        (
+            ["shapes", "--method.optimizer.lr", "-1"],
+            "contrastneg: method.optimizer.lr of Optimizer is -1.0: give a number of at least 0",
+        ),
+        (
+            ["shapes", "--method.projector.layers", "0"],
+            "contrastneg: method.projector.layers of Head is 0: give a number of at least 1",
+        ),
+        (
+            ["shapes", "--method.backbone.width", "64"],
+            "contrastneg: method.backbone.width of Backbone is 64.0: give a factor above 0 and at most 8, not channels",
+        ),
+        (
+            ["shapes", "--views.view1.flip", "2"],
+            "contrastneg: views.view1.flip of Augment is 2.0: give a number from 0 to 1",
+        ),
         (["shapes", "--views.size", "-3"], "views.size is -3"),
         (["shapes", "--views.size", "0"], "views.size is 0: give at least 1 pixel"),
         (

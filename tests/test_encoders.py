@@ -137,8 +137,8 @@ def test_the_features_of_resnet9_are_the_largest_values_over_the_picture():
         ({"pretrained": True, "width": 0.5}, "published weights have width 1"),
         ({"pretrained": True, "stem": "cifar"}, "use stem imagenet"),
         ({"width": 16}, "at most 8, not channels"),
-        ({"width": 0.0}, "backbone.width is 0.0"),
-        ({"in_channels": 2}, "backbone.in_channels is 2"),
+        ({"width": 0.0}, "Backbone.width is 0.0"),
+        ({"in_channels": 2}, "Backbone.in_channels is 2"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(settings, words):
@@ -242,7 +242,7 @@ def test_linear_layers_have_a_bias_unless_batch_norm_follows_or_it_is_refused():
 
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"out": 0}, {"hidden": -1}])
 def test_a_head_without_layers_or_width_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"head.{next(iter(wrong))} is"):
+    with pytest.raises(ValueError, match=rf"^Head\.{next(iter(wrong))} is .*: give a number of at least 1$"):
         Head(**wrong)
 
 

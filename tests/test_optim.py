@@ -194,7 +194,7 @@ def test_forty_micro_batches_of_which_four_make_a_step_are_ten_scheduler_steps()
     ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=f"optimizer.{next(iter(wrong))} is"):
+    with pytest.raises(ValueError, match=rf"^Optimizer\.{next(iter(wrong))} is .*: give"):
         Optimizer(**wrong)
 
 
@@ -203,5 +203,15 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 def test_numbers_that_are_not_finite_and_courses_below_0_are_refused(settings):
     from contrastneg.optim import Optimizer
 
-    with pytest.raises(ValueError, match=f"optimizer.{next(iter(settings))} is"):
+    with pytest.raises(ValueError, match=rf"^Optimizer\.{next(iter(settings))} is .*: give"):
         Optimizer(**settings)
+
+
+def test_a_course_that_falls_below_0_within_the_run_is_refused_with_the_place():
+    from contrastneg.checks import WrongSetting, check_numbers
+
+    dips = Optimizer(course=Step(1.0, -0.5, (0.3, 0.6)))
+    with pytest.raises(
+        WrongSetting, match=r"^Optimizer\.course is -0\.5: give .* \(a value of .*, at 30 % of the run\)$"
+    ):
+        check_numbers(dips, "method.optimizer")

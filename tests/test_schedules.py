@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -143,49 +142,6 @@ def test_a_number_stands_for_itself_and_a_schedule_for_its_value():
 def test_a_span_outside_the_run_is_refused(begin, finish):
     with pytest.raises(ValueError, match="Cosine goes from progress"):
         Cosine(0.0, 1.0, begin=begin, finish=finish)
-
-
-@dataclass(frozen=True)
-class Share:
-    """A setting that takes schedules at their word."""
-
-    share: Any = 0.5
-    count: int | Any = 1
-
-    def __post_init__(self):
-        if isinstance(self.share, float) and not 0 <= self.share <= 1:
-            raise ValueError(f"Share.share is {self.share}")
-        if isinstance(self.count, (int, float)) and self.count < 1:
-            raise ValueError(f"Share.count is {self.count}")
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What has it."""
-
-    inner: Share
-
-
-def test_a_schedule_is_refused_where_its_owner_would_refuse_its_number():
-    from contrastneg.schedules import Linear, Step, check_numbers
-
-    check_numbers([Owner(Share(Linear(0.1, 0.9), count=Linear(1, 20)))], "x")
-    for share in (
-        Share(Linear(0.5, 1.5)),
-        Share(Step(0.5, 3.0, (0.3,))),
-        Share(count=Linear(3, 0)),
-    ):
-        with pytest.raises(ValueError, match=r"\(a value of its schedule, at \d+ % of the run\)"):
-            check_numbers([Owner(share)], "x")
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_of_a_method_are_finite_also_in_lists_and_schedules(number):
-    from contrastneg.schedules import Linear, check_numbers
-
-    for setting in (number, [Linear(0.0, number)], (0.5, number)):
-        with pytest.raises(ValueError, match="give a finite number"):
-            check_numbers(setting, "method.x")
 
 
 @pytest.mark.parametrize("momentum", [1.5, float("nan"), "Linear"])

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrastneg.checks import WrongSetting, check_range
 from contrastneg.data.augment import Interpolation
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -47,18 +48,18 @@ class Augment:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale is {self.crop_scale}: give two shares of the area, 0 < low <= high <= 1")
+            trouble = f"is {self.crop_scale}: give two shares of the area, 0 < low <= high <= 1"
+            raise WrongSetting(self, "crop_scale", trouble)
         for name in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name} is {(low, high)}: give two numbers, 0 < low <= high")
+                raise WrongSetting(self, name, f"is {(low, high)}: give two numbers, 0 < low <= high")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation is {self.interpolation!r}: choose bilinear or bicubic")
+            raise WrongSetting(self, "interpolation", f"is {self.interpolation!r}: choose bilinear or bicubic")
         if not all(0 <= strength < math.inf for strength in self.jitter) or self.jitter[3] > 0.5:
-            raise ValueError(f"jitter is {self.jitter}: give four strengths >= 0, the last (hue) at most 0.5")
-        for name in ("flip", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a probability from 0 to 1")
+            trouble = f"is {self.jitter}: give four strengths >= 0, the last (hue) at most 0.5"
+            raise WrongSetting(self, "jitter", trouble)
+        check_range(self, "flip", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob", least=0, most=1)
 
 
 @dataclass(frozen=True)

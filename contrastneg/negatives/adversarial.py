@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.core import Clock, Negatives, Stage, whole
 from contrastneg.negatives.mixes import Pool, query_similarity, row_parts
-from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 

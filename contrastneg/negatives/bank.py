@@ -174,13 +174,6 @@ def largest(
     return ids.gather(1, column).masked_fill(best == -torch.inf, -1), column
 
 
-def gumbel(like: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
-    """Gumbel noise: the largest of log-probability plus noise is a draw, the M largest are M without replacement."""
-    uniform = torch.rand(like.shape, generator=generator, device=generator.device)
-    uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
-    return -torch.log(-torch.log(uniform)).to(like)
-
-
 @torch.no_grad()
 def similarity_to(memory: KeyBank, query: Float[Tensor, "B D"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Cosine of each query and its own rows of the memory, in float32 at least."""

@@ -15,14 +15,14 @@ from contrastneg.negatives.bank import (
     KeyBank,
     distinct,
     filled_up,
-    gumbel,
     joined,
     largest,
     same_on_all_ranks,
     similarity_to,
     without_repeats,
 )
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
+from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, count_at
+from contrastneg.negatives.select import gumbel
 from contrastneg.schedules import Schedule, value
 
 
@@ -103,7 +103,7 @@ class HardCache(StageWithState):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, candidates from the caches."""
         draws = clock.generator("HardCache", self.memory.keys.device)
-        count = max(1, round(value(self.count, clock.progress)))
+        count = count_at(self.count, clock)
         ids = self.memory.known(self.cache[negatives.query_id].long())
         if self.take == "uniform":
             score = torch.rand(ids.shape, generator=draws, device=ids.device)
@@ -228,7 +228,7 @@ class ScoreHistory(StageWithState):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the best of the caches."""
         draws = clock.generator("ScoreHistory", self.memory.keys.device)
-        count = max(1, round(value(self.count, clock.progress)))
+        count = count_at(self.count, clock)
         own = negatives.query_id
         ids = self.memory.known(self.cache[own].long())
         similarity = similarity_to(self.memory, negatives.query.detach(), ids)

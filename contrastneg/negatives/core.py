@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from contrastneg.logsumexp import own_pairs
 from contrastneg.randomness import derive_seed
+from contrastneg.schedules import Schedule, value
 
 KINDS = ("source", "eliminate", "select", "weight", "synthesize")
 WORDS = frozenset(
@@ -59,6 +60,16 @@ class Clock:
         place = (self.step, self.batch, self.rank, self.direction, self.stage)
         seed = derive_seed(self.seed, purpose, *place)
         return torch.Generator(device).manual_seed(seed)
+
+
+def count_at(setting: int | Schedule, clock: Clock) -> int:
+    """A setting that counts candidates, at a point of the run: a whole number of at least 1."""
+    return max(1, whole(setting, clock))
+
+
+def whole(setting: int | Schedule, clock: Clock) -> int:
+    """A setting that counts something, at a point of the run: a whole number of at least 0."""
+    return max(0, round(value(setting, clock.progress)))
 
 
 @dataclass(frozen=True)

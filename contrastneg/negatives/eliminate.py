@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState, of_image
+from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState, count_at, of_image
 from contrastneg.schedules import Schedule, value
 
 Action = Literal["eliminate", "attract"]
@@ -140,7 +140,7 @@ class Redundant(Stage):
 
     def __call__(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table without near repetitions among each query's hardest candidates."""
-        count = min(max(1, round(value(self.pool, clock.progress))), negatives.n_keys)
+        count = min(count_at(self.pool, clock), negatives.n_keys)
         threshold = value(self.threshold, clock.progress)
         if threshold >= 1 or count < 2:  # rounding may give a key a cosine above 1 with itself
             return negatives

@@ -11,9 +11,8 @@ from torch import Tensor
 from contrastneg.checks import check_range
 from contrastneg.losses import info_nce
 from contrastneg.negatives.ascent import Climber
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
+from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, whole
 from contrastneg.negatives.mixes import row_parts
-from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 

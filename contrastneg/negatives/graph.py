@@ -1,8 +1,7 @@
 """Graphs over the images: nearest neighbours or shared metadata, and walks on them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,7 +11,7 @@ from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.bank import KeyBank, without_repeats
 from contrastneg.negatives.core import Clock, Facts, StageWithState
-from contrastneg.negatives.groups import column_of
+from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.randomness import generator
 
 LARGEST_DRAW = 1 - 2.0**-20  # so that a draw times the sum of the weights stays below that sum in float32
@@ -180,16 +179,6 @@ def knn_graph(
             cosines[:, column].masked_fill_(~back, torch.nan)
         neighbours, cosines = neighbours.masked_fill(cosines.isnan(), -1), cosines.nan_to_num()
     return neighbours, cosines
-
-
-def group_codes(column: Tensor | Sequence[Any]) -> Int64[Tensor, " T"]:
-    """Values of a column as numbers from 0; -1 where the value is missing (None, NaN, -1, False)."""
-    if not isinstance(column, Tensor):
-        number: Mapping[Any, int] = {v: n for n, v in enumerate(dict.fromkeys(v for v in column if v is not None))}
-        return torch.tensor([-1 if v is None else number[v] for v in column], dtype=torch.long)
-    codes = column.unique(return_inverse=True)[1]
-    missing = column.isnan() if column.is_floating_point() else ~column if column.dtype == torch.bool else column == -1
-    return codes.masked_fill(missing, -1)
 
 
 def metadata_graph(

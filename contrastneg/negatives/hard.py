@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.checks import WrongSetting, check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.core import Clock, Negatives, Stage, count_at
 from contrastneg.negatives.scores import Ranking, score_of
-from contrastneg.negatives.select import Mass, count_at, gumbel_top, keep_only
+from contrastneg.negatives.select import Mass, gumbel_top, keep_only
 from contrastneg.schedules import Linear, Schedule, value
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from contrastneg.checks import check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
-from contrastneg.negatives.core import Clock, Negatives, StageWithState
+from contrastneg.negatives.core import Clock, Negatives, StageWithState, count_at, whole
 from contrastneg.negatives.mixes import row_parts
 from contrastneg.negatives.popularity import due
-from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 
@@ -76,7 +75,7 @@ class HopMix(StageWithState):
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with ``count`` columns more."""
-        count, candidates = whole(self.count, clock), max(1, whole(self.candidates, clock))
+        count, candidates = whole(self.count, clock), count_at(self.candidates, clock)
         if negatives.n_keys == 0 or count == 0:
             return negatives
         query, draws = negatives.query, clock.generator("HopMix", negatives.query.device)

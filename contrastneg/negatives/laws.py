@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.core import Clock, Negatives, Stage, count_at
 from contrastneg.negatives.scores import Ranking, Score, score_of
-from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
+from contrastneg.negatives.select import Mass, draw_by_law, keep_only, scaling
 from contrastneg.schedules import Schedule, value
 
 

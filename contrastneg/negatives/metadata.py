@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
-from contrastneg.negatives.groups import column_of
+from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.schedules import Schedule, value
 
 
@@ -20,7 +20,7 @@ class Tier:
     """One relation of query and candidate, and what is done with candidates that stand in it."""
 
     column: str
-    """Column in which both have the same value. -1, NaN and None match nothing."""
+    """Column in which both have the same value. -1, NaN, None and False match nothing."""
     action: Literal["remove", "attract", "weigh"] = "remove"
     """Remove the candidate, attract it as a further positive, or multiply its weight."""
     weight: float | Schedule = 1.0
@@ -83,8 +83,8 @@ class MetadataTiers(StageWithState):
         """
         group, moment = [], []
         for tier in self.tiers:
-            codes = group_codes(column_of(facts, tier, "column"))
-            group.append(connected(codes) if tier.refers == "image" else codes)
+            column = column_of(facts, tier, "column")
+            group.append(connected(_named(column, tier)) if tier.refers == "image" else group_codes(column))
             nowhen = torch.zeros(facts.images, dtype=torch.double)
             moment.append(nowhen if tier.time is None else _numbers(column_of(facts, tier, "time"), tier))
         self.group, self.moment = torch.stack(group).to(self.group.device), torch.stack(moment).to(self.moment.device)
@@ -109,19 +109,6 @@ class MetadataTiers(StageWithState):
         return negatives
 
 
-def group_codes(column: Tensor | Sequence[Any]) -> Int64[Tensor, " T"]:
-    """A number from 0 for each value of a column, -1 where there is none (negative, NaN or None)."""
-    if isinstance(column, Tensor) and not column.is_floating_point():
-        return column.long().clamp(min=-1)
-    values = column.tolist() if isinstance(column, Tensor) else column
-    codes: dict[Any, int] = {}
-    missing = (value is None or value != value or value == -1 for value in values)  # NaN differs from itself
-    return torch.tensor(
-        [-1 if absent else codes.setdefault(value, len(codes)) for value, absent in zip(values, missing, strict=True)],
-        dtype=torch.long,
-    )
-
-
 def connected(other: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
     """The group of each image where images name one other that they belong to: the least index in it.
 
@@ -140,6 +127,15 @@ def connected(other: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
         if torch.equal(least, group):
             return group[: len(own)]
         group = least
+
+
+def _named(column: Tensor | Sequence[Any], tier: Tier) -> Int64[Tensor, " T"]:
+    entries = column.tolist() if isinstance(column, Tensor) else column
+    named = [-1 if entry is None else entry for entry in entries]
+    wrong = [entry for entry in named if type(entry) is not int]
+    if wrong:
+        raise WrongSetting(tier, "column", f"names {tier.column}, which holds {wrong[0]!r}: name a column of indices")
+    return torch.tensor(named, dtype=torch.long)
 
 
 def _numbers(column: Tensor | Sequence[Any], tier: Tier) -> Float64[Tensor, " T"]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from contrastneg import distributed
 from contrastneg.checks import check_range
 from contrastneg.negatives.ascent import Climber
-from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
-from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
+from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState, count_at
+from contrastneg.negatives.select import Mass, draw_by_law, keep_only, scaling
 from contrastneg.schedules import Schedule, value
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from contrastneg import distributed
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
-from contrastneg.negatives.groups import column_of, group_codes, kmeans, sizes
-from contrastneg.negatives.select import Mass, count_at, draw_by_law, keep_only, scaling
+from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, count_at
+from contrastneg.negatives.groups import clustered, column_of, group_codes, sizes
+from contrastneg.negatives.select import Mass, draw_by_law, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
@@ -73,7 +73,7 @@ class ClusterSize(Popularity):
         if not due(clock, self.start, self.every):
             return None
         seed = derive_seed(clock.seed, "ClusterSize", round(clock.epoch), clock.stage)
-        return sizes(kmeans(embeddings(), self.clusters, seed=seed)[0])
+        return sizes(clustered(embeddings(), self.clusters, seed).label)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
+from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, count_at
 from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.negatives.hard import ranks_between
-from contrastneg.negatives.select import Mass, count_at, keep_only, scaling
+from contrastneg.negatives.select import Mass, keep_only, scaling
 from contrastneg.negatives.weight import tilted
 from contrastneg.schedules import Schedule, value
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
-from contrastneg.schedules import Schedule, value
+from contrastneg.negatives.core import Clock, Negatives, Stage, count_at
+from contrastneg.schedules import Schedule
 
 Mass = Literal["preserve", "plain"]
 """Whether kept candidates take over the weight of dropped ones."""
@@ -96,14 +96,21 @@ def gumbel_top(log_law: Float[Tensor, "B M"], count: int, generator: torch.Gener
     Returns:
         The drawn entries; all that can be drawn, in rows with fewer than ``count`` of them.
     """
-    best = _noisy(log_law, generator).topk(min(count, log_law.shape[1]), dim=1).indices
+    best = (log_law + gumbel(log_law, generator)).topk(min(count, log_law.shape[1]), dim=1).indices
     return torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, best, True) & (log_law > -torch.inf)
 
 
-def _noisy(log_law: Float[Tensor, "B M"], generator: torch.Generator) -> Float[Tensor, "B M"]:
-    uniform = torch.rand(log_law.shape, generator=generator, device=log_law.device, dtype=log_law.dtype)
-    uniform = uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - torch.finfo(uniform.dtype).eps)
-    return log_law - torch.log(-torch.log(uniform))
+def gumbel(like: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Gumbel noise: the largest of log-probability plus noise is a draw, the M largest are M without replacement.
+
+    Args:
+        like: Of the shape, type and device that are wanted; the noise is drawn in float32 at least.
+        generator: On any device.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    uniform = torch.rand(like.shape, generator=generator, device=generator.device, dtype=dtype)
+    uniform = uniform.clamp(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps)
+    return -torch.log(-torch.log(uniform)).to(like)
 
 
 def draw_by_law(
@@ -127,7 +134,7 @@ def draw_by_law(
         The drawn entries, all that can be drawn in rows with no more than ``count`` of them; and the logarithm of the
         probability above for every entry, drawn or not.
     """
-    best = _noisy(log_law, generator).topk(min(count + 1, log_law.shape[1]), dim=1)
+    best = (log_law + gumbel(log_law, generator)).topk(min(count + 1, log_law.shape[1]), dim=1)
     drawn = torch.zeros_like(log_law, dtype=torch.bool).scatter_(1, best.indices[:, :count], True)
     drawn &= log_law > -torch.inf
     if best.values.shape[1] <= count:  # all there are
@@ -141,8 +148,3 @@ def draw_by_law(
 def scaling(mass: Mass) -> frozenset[str]:
     """What no longer holds after a draw by a known law, or weights, of this mass: that no weight makes up for a draw."""
     return frozenset({"plain mass"} if mass == "preserve" else ())
-
-
-def count_at(count: int | Schedule, clock: Clock) -> int:
-    """A number of candidates at this point of the run, at least 1."""
-    return max(1, round(value(count, clock.progress)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg.checks import check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
-from contrastneg.negatives.groups import kmeans
+from contrastneg.negatives.groups import clustered
 from contrastneg.negatives.popularity import due
 from contrastneg.negatives.select import Mass, scaling
 from contrastneg.negatives.weight import tilted
@@ -71,7 +71,8 @@ class SoftClusterWeight(StageWithState):
         """Cluster, if it is time."""
         if due(clock, self.start, self.every):
             seed = derive_seed(clock.seed, "SoftClusterWeight", round(clock.epoch), clock.stage)
-            self.centers.copy_(kmeans(embeddings(), self.clusters, seed=seed)[1])
+            found = clustered(embeddings(), self.clusters, seed).centroids
+            self.centers.zero_()[: len(found)] = found
             self._clustered = bool(self.centers.any())
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:

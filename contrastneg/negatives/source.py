@@ -11,10 +11,10 @@ from torch import Tensor
 
 from contrastneg.checks import check_range
 from contrastneg.negatives.bank import Bank, Combine, KeyBank, appended_keys, filled_up, joined, largest
-from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState
+from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, count_at, whole
 from contrastneg.negatives.graph import Edges, Graph, OnGraph
 from contrastneg.negatives.select import scaling
-from contrastneg.schedules import Schedule, value
+from contrastneg.schedules import Schedule
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class MemoryBank(StageWithState):
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, ``count`` remembered images."""
-        count, remembered = max(1, round(value(self.count, clock.progress))), len(self.memory)
+        count, remembered = count_at(self.count, clock), len(self.memory)
         draws = clock.generator("MemoryBank", self.memory.keys.device)
         place = torch.randperm(remembered, generator=draws, device=draws.device)[:count]
         ids = self.memory.order[place].long()
@@ -132,7 +132,7 @@ class MinedNeighbours(OnGraph):
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the drawn images."""
         draws = clock.generator("MinedNeighbours", self.memory.keys.device)
-        count, uniform = (max(0, round(value(n, clock.progress))) for n in (self.count, self.uniform))
+        count, uniform = (whole(n, clock) for n in (self.count, self.uniform))
         own = negatives.query_id
         ids = self.memory.known(self.graph.neighbours[own, self.skip :].long())
         order = torch.rand(ids.shape, generator=draws, device=ids.device)

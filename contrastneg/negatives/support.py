@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState
+from contrastneg.negatives.core import Clock, Facts, Negatives, Stage, StageWithState, whole
 from contrastneg.negatives.eliminate import Action, treat
 from contrastneg.schedules import Schedule, value
 
@@ -153,7 +153,7 @@ def resembling(
         clock: Where the run stands.
     """
     score = support_score(negatives, views)
-    count = min(max(0, round(value(top, clock.progress))), negatives.n_keys)
+    count = min(whole(top, clock), negatives.n_keys)
     highest, column = score.topk(count, dim=1)
     found = torch.zeros_like(negatives.kept)
     return found.scatter(1, column, highest > value(threshold, clock.progress))

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.core import Clock, Negatives, Stage, whole
 from contrastneg.negatives.mixes import Pool, pair_norms, pair_similarity, products, query_similarity
-from contrastneg.negatives.synthesize import whole
 from contrastneg.schedules import Schedule, value
 
 COUNTS = ("interpolated", "extrapolated", "mixed", "noisy", "shifted", "signed")

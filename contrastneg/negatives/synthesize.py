@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastneg.checks import check_range
-from contrastneg.negatives.core import Clock, Negatives, Stage
+from contrastneg.negatives.core import Clock, Negatives, Stage, whole
 from contrastneg.negatives.mixes import HardestStage, Pool, pair_norms, pair_similarity, products, query_similarity
 from contrastneg.schedules import Schedule, value
 
@@ -109,8 +109,3 @@ class PositiveMix(Stage):
         norm = (a**2 + (1 - a) ** 2 + 2 * a * (1 - a) * product).clamp(min=0).sqrt()
         of_positive = (negatives.query * positive).sum(dim=1, keepdim=True).expand_as(a)
         return negatives.appended(pair_similarity(of_positive, pool.similarity.gather(1, x), norm, a), kept=pool.kept)
-
-
-def whole(setting: int | Schedule, clock: Clock) -> int:
-    """A setting that counts something, at a point of the run: a whole number of at least 0."""
-    return max(0, round(value(setting, clock.progress)))

@@ -19,7 +19,7 @@ from contrastneg.negatives.bank import (
     similarity_to,
     without_repeats,
 )
-from contrastneg.negatives.core import Clock, Negatives
+from contrastneg.negatives.core import Clock, Negatives, count_at
 from contrastneg.negatives.graph import Edges, Graph, OnGraph, next_node, path_law, visits, walk
 from contrastneg.negatives.mixes import row_parts
 from contrastneg.schedules import Schedule, value
@@ -135,7 +135,7 @@ class CooccurrenceRows(OnGraph):
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the drawn images."""
-        count, own = max(1, round(value(self.count, clock.progress))), negatives.query_id
+        count, own = count_at(self.count, clock), negatives.query_id
         draws = clock.generator("CooccurrenceRows", self.memory.keys.device)
         ids = own.repeat_interleave(count)
         for _ in range(self.steps):
@@ -212,7 +212,7 @@ class PageRankBand(OnGraph):
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with, or of, the drawn images."""
-        count = max(1, round(value(self.count, clock.progress)))
+        count = count_at(self.count, clock)
         if self.growing:
             count = min(count, math.floor(min(clock.epoch, count) + 1e-6))
         if count == 0 and self.combine == "append":

@@ -12,6 +12,7 @@ from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
 from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
+from contrastneg.wording import duration
 from contrastneg.writing import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -158,13 +159,6 @@ def facts(records: Records) -> list[str]:
     if config.get("seed") is not None:
         found.append(f"seed {config['seed']}")
     return found
-
-
-def duration(seconds: float) -> str:
-    """A time span for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def score(row: dict[str, Any], key: dict[str, Any]) -> Score:

@@ -98,7 +98,8 @@ def test_edges_may_be_weighted_by_cosine_over_a_temperature_and_raised_to_a_powe
 
 
 def test_images_that_agree_in_columns_are_neighbours_as_often_as_they_agree():
-    from contrastneg.negatives.graph import group_codes, metadata_graph
+    from contrastneg.negatives.graph import metadata_graph
+    from contrastneg.negatives.groups import group_codes
 
     place = group_codes(["a", "a", "b", None, "a", "b", None])
     session = group_codes(torch.tensor([4, 4, 4, -1, 7, 7, -1]))
@@ -122,20 +123,6 @@ def test_of_a_large_group_each_image_gets_as_many_others_as_asked_for_and_each_i
     assert (neighbours != torch.arange(50)[:, None]).all()
     assert all(len(set(row)) == 8 for row in neighbours.tolist())
     assert neighbours.flatten().bincount(minlength=50).tolist() == [8] * 50
-
-
-@pytest.mark.parametrize(
-    ("column", "codes"),
-    [
-        (torch.tensor([1.5, float("nan"), 1.5]), [0, -1, 0]),
-        (torch.tensor([True, False, True]), [1, -1, 1]),
-        (["x", None, "y"], [0, -1, 1]),
-    ],
-)
-def test_a_missing_value_agrees_with_nothing(column, codes):
-    from contrastneg.negatives.graph import group_codes
-
-    assert group_codes(column).tolist() == codes
 
 
 def test_a_column_that_is_not_there_is_refused_by_name():

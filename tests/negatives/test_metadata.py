@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contrastneg.negatives import Clock, Facts, MetadataTiers, Negatives, Tier
-from contrastneg.negatives.metadata import connected, group_codes
+from contrastneg.negatives.metadata import connected
 
 NOW = Clock(5, 10, 0.5, 0)
 
@@ -75,6 +75,8 @@ def test_duplicates_are_one_group_whoever_names_whom():
     table = after([Tier("copy", refers="image")], {"copy": named}, n=8)
     same = (group[:, None] == group) & ~torch.eye(8, dtype=torch.bool)
     assert torch.equal(pairs(8).kept & ~table.kept, same)
+    listed = [None if other < 0 else other for other in named.tolist()]  # as a table with gaps gives it
+    assert torch.equal(after([Tier("copy", refers="image")], {"copy": listed}, n=8).kept, table.kept)
 
 
 def test_repetitions_and_neighbouring_frames_of_the_embedded_set_are_never_negatives():
@@ -97,12 +99,6 @@ def test_repetitions_and_neighbouring_frames_of_the_embedded_set_are_never_negat
     assert table.kept.float().mean() > 0.9
 
 
-def test_groups_are_numbered_by_value():
-    assert group_codes(["b", None, "a", "b"]).tolist() == [0, -1, 1, 0]
-    assert group_codes(torch.tensor([True, False, True])).tolist() == [1, 0, 1]
-    assert group_codes(torch.tensor([5, -3, 5])).tolist() == [5, -1, 5]
-
-
 def test_a_weight_of_zero_removes_and_schedules_are_followed():
     from contrastneg.schedules import Linear
 
@@ -117,6 +113,9 @@ def test_columns_that_are_not_there_or_hold_other_things_are_refused():
         after([Tier("d")], {"e": [1] * 5, "c": [2] * 5})
     with pytest.raises(ValueError, match="the columns of the images are: none"):
         after([Tier("d")], {})
+    for column, met in ((["a.png", None], "'a.png'"), (torch.tensor([0.5, 1.0]), "0.5"), ([True, None], "True")):
+        with pytest.raises(ValueError, match=f"Tier.column names copy, which holds {met}: name a column of indices"):
+            after([Tier("copy", refers="image")], {"copy": column}, n=2)
     with pytest.raises(ValueError, match="Tier.time names t, which holds 'noon'"):
         after([Tier("c", time="t", within=1)], {"c": [1] * 5, "t": ["noon", 1, 2, 3, 4]})
 

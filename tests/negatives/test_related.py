@@ -18,7 +18,6 @@ from contrastneg.negatives import (
     check_pipeline,
     run_stages,
 )
-from contrastneg.negatives.groups import group_codes
 
 PLACE = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, -1, 0])
 SEQUENCE = ["a", "a", "b", None, "c", "c", "c", "d", "d", "d", "e", "a"]
@@ -68,12 +67,6 @@ def test_synthetic_candidates_are_related_to_nothing():
     negatives = table()
     more = negatives.appended(negatives.similarity[:, :2])
     assert not stage(RelatedWeight).related(more)[:, -2:].any()
-
-
-def test_values_are_numbered_and_missing_ones_are_minus_one():
-    assert group_codes(["x", None, "y", "x", math.nan]).tolist() == [0, -1, 1, 0, -1]
-    assert group_codes(torch.tensor([7, -1, 7, 3])).tolist() == [0, -1, 0, 1]
-    assert group_codes(torch.tensor([0.5, math.nan, 0.5])).tolist() == [0, -1, 0]
 
 
 def frequencies(made, rows=4000, query=11):

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from contrastneg.losses import info_nce
 from contrastneg.negatives import Clock, Facts, Negatives, SoftClusterWeight
-from contrastneg.negatives.groups import kmeans, sizes
+from contrastneg.negatives.groups import clustered, sizes
 
 
 def clock(epoch=1.0):
@@ -145,23 +145,27 @@ def test_the_centres_are_in_the_checkpoint_and_come_back_before_the_images_are_k
 def test_k_means_finds_separate_groups_the_same_every_time_and_leaves_out_images_without_embedding():
     x = blobs()
     x[7] = torch.nan
-    label, centroids = kmeans(x, 4, seed=3)
+    found = clustered(x, 4, seed=3)
+    label = found.label
     assert label[7] == -1
     groups = [set(label[torch.arange(40) // 10 == g].tolist()) - {-1} for g in range(4)]
     assert all(len(group) == 1 for group in groups)
     assert len(set.union(*groups)) == 4
-    assert_close(centroids.norm(dim=1), torch.ones(4))
-    assert torch.equal(label, kmeans(x, 4, seed=3)[0])
+    assert_close(found.centroids.norm(dim=1), torch.ones(4))
+    assert torch.equal(label, clustered(x, 4, seed=3).label)
     assert sizes(label).tolist() == [10 - (i // 10 == 0) if i != 7 else 0 for i in range(40)]
 
 
-def test_fewer_images_or_values_than_clusters_are_no_trouble():
-    label, centroids = kmeans(unit(3, 8, seed=0), 5, seed=0)
-    assert sorted(label.tolist()) == [0, 1, 2]
-    assert (centroids[3:] == 0).all()
-    label, _ = kmeans(unit(2, 8, seed=0).repeat(10, 1), 5, seed=0)
-    assert len(label.unique()) <= 5
-    assert (kmeans(torch.full((4, 8), torch.nan), 2, seed=0)[0] == -1).all()
+def test_fewer_images_than_clusters_leave_the_other_centres_empty():
+    x = torch.cat([unit(3, 8, seed=0), torch.full((2, 8), torch.nan)])
+    label = clustered(x, 5, seed=0).label
+    assert sorted(label.tolist()) == [-1, -1, 0, 1, 2]
+    made = stage(x, clusters=5)
+    assert_close(made.centers[:3].norm(dim=1), torch.ones(3))
+    assert (made.centers[3:] == 0).all()
+    assert_close(made.assignment(x[:3])[:, 3:], torch.zeros(3, 2))
+    made.refresh(lambda: x[[0, 3]], clock(epoch=2.0))  # fewer than before: nothing is left of those
+    assert (made.centers[1:] == 0).all()
 
 
 @pytest.mark.parametrize(

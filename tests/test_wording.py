@@ -1,0 +1,13 @@
+"""Words that depend on a number."""
+
+import pytest
+
+from contrastneg.wording import duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0.0 s"), (7.26, "7.3 s"), (119.9, "119.9 s"), (120, "2.0 min"), (7199, "120.0 min"), (9000, "2.5 h")],
+)
+def test_a_time_span_is_told_in_the_unit_of_which_it_holds_two(seconds, words):
+    assert duration(seconds) == words
