@@ -1,4 +1,4 @@
-"""Every number of every stage and loss has a range, and what is outside it is refused under the key that the user wrote."""
+"""Every number that is set has a range, and what is outside it is refused under the key that the user wrote."""
 
 import dataclasses
 import inspect
@@ -9,8 +9,11 @@ import pytest
 
 from contrastneg import negatives, objectives
 from contrastneg.checks import WrongSetting, check_numbers
+from contrastneg.data.views import Augment
+from contrastneg.encoders import Backbone, Head
 from contrastneg.negatives import Bank, Edges, HardnessBand, Popularity, Stage, Tier
 from contrastneg.objectives import Objective
+from contrastneg.optim import Optimizer
 from contrastneg.schedules import Linear, Schedule, Step
 
 REQUIRED = {"MetadataTiers": {"tiers": [Tier("a")]}, "ColumnSize": {"column": "a"}, "Tier": {"column": "a"}}
@@ -30,7 +33,16 @@ WITHOUT_LEAST = {  # any finite number
 def kinds():
     public = [getattr(module, name) for module in (negatives, objectives) for name in module.__all__]
     found = [thing for thing in public if inspect.isclass(thing) and issubclass(thing, (Stage, Popularity, Objective))]
-    return [Bank, Edges, Tier, *(kind for kind in found if not inspect.isabstract(kind) and kind is not Popularity)]
+    return [
+        Augment,
+        Backbone,
+        Bank,
+        Edges,
+        Head,
+        Optimizer,
+        Tier,
+        *(kind for kind in found if not inspect.isabstract(kind) and kind is not Popularity),
+    ]
 
 
 def numbers(kind):
