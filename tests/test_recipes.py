@@ -99,7 +99,7 @@ def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp
     ]
     assert type(config.method.objective).__name__ == given.get("loss", {"class_path": "InfoNCE"})["class_path"]
     trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", use_distributed_sampler=False, logger=False,
+        max_epochs=2, accelerator="cpu", precision="bf16-mixed", use_distributed_sampler=False, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
     before = {key: weight.clone() for key, weight in config.method.backbone.named_parameters()}

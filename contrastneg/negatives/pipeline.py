@@ -286,8 +286,11 @@ class Pipeline(nn.Module):
 
     def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """See :meth:`Stage.update`."""
-        for place, stage in enumerate(self.stages):
-            stage.update(keys, image_id, replace(clock, stage=place))
+        with torch.autocast(
+            keys.device.type, enabled=False
+        ):  # what stages remember is kept in the precision they choose
+            for place, stage in enumerate(self.stages):
+                stage.update(keys, image_id, replace(clock, stage=place))
 
 
 def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, record: Record | None = None) -> Negatives:
