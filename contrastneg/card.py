@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from contrastneg.candidates import source_of
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import Output, human, start_card
+from contrastneg.data.batches import ShuffledBatches
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
@@ -43,6 +44,7 @@ class StartCard(Callback):
             ("scores", scores_line(self.opened)),
             ("views", "\n".join(describe(config.views))),
             ("method", method_line(pl_module, global_batch)),
+            *image_rows(pl_module, config),
             *stage_rows(pl_module.stages),
             ("loss", f"{settings_line(pl_module.objective)} at temperature {pl_module.temperature:g}"),
             ("encoder", f"{backbone_name(pl_module)}, {human(trained)} parameters"),
@@ -76,6 +78,15 @@ def method_line(method: Any, global_batch: int) -> str:
         candidates = f"{views:,} batch negatives per query"
     momentum = f", momentum {value_text(method.momentum)}" if hasattr(method, "momentum") else ""
     return f"{type(method).__name__}{momentum}, {candidates}"
+
+
+def image_rows(method: Any, config: Pretrain) -> list[tuple[str, str]]:
+    """A row for what changes images, and one for what puts them into batches; none where nothing does."""
+    changes = [getattr(method, name, None) for name in ("mixing", "adversary")]
+    rows = [("images become", settings_line(change)) for change in changes if change is not None]
+    if not isinstance(config.batches, ShuffledBatches):
+        rows.append(("batches", settings_line(config.batches)))
+    return rows
 
 
 def stage_rows(stages: Sequence[Stage]) -> list[tuple[str, str]]:
@@ -185,6 +196,16 @@ def late_stage_notes(method: Any, config: Pretrain, images: int, world_size: int
         f"{steps / per_epoch:.3g} (lower its warmup_epochs, begin_at or start, or train longer)"
         for stage in method.stages
         if (first := stage.first_epoch(steps / per_epoch)) > (steps - 1) / per_epoch
+    ]
+
+
+def batches_notes(method: Any, config: Pretrain) -> list[str]:
+    """A warning where an order of batches cannot do what it is for."""
+    if isinstance(config.batches, ShuffledBatches) or getattr(method, "queue", None) is None:
+        return []
+    return [
+        f"{type(config.batches).__name__} makes the negatives within a batch harder, but candidates come from the queue: set "
+        "--method.queue_size 0, or take SimCLR"
     ]
 
 

@@ -78,6 +78,8 @@ def doubts(stages: Sequence[Stage], loss: Objective, in_batch: bool) -> list[str
         for first, second, reason in PAIRS
         if first(one) and second(other)
     ]
+    if loss.takes_attracted and not any(stage.attracts for stage in stages):
+        notes.append(f"{type(loss).__name__} takes several positives but no stage attracts any: each query has its one")
     sources = any(stage.chooses for stage in stages)
     for stage in stages:
         if in_batch and not sources and stage.attracts and not stage.oracle:

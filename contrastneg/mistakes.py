@@ -104,7 +104,10 @@ def unknown_argument(argument: str, parser: ArgumentParser) -> str:
 def unknown_setting(wrong: str, owner: type | None, parser: ArgumentParser) -> str:
     """A name that is no setting of a class, or at the top of a file."""
     if owner is pl.LightningModule:  # a mapping without class_path
-        return f"method has {wrong!r} but no class_path: write method: {{class_path: MoCo, init_args: {{...}}}}"
+        return (
+            f"method has {wrong!r} but no class_path: write method: {{class_path: MoCo, init_args: {{...}}}}, "
+            "or give the --config of a base recipe first"
+        )
     if owner is None:
         top = wrong.partition(".")[0]
         return f"there is no setting {top!r}: {nearest(top, [action.dest for action in parser._actions])}"

@@ -29,7 +29,7 @@ from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.batchnorm import SyncBatchNorm
 from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard, late_stage_notes, oracle_notes, queue_notes, stage_notes
+from contrastneg.card import StartCard, batches_notes, late_stage_notes, oracle_notes, queue_notes, stage_notes
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
@@ -110,6 +110,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *late_stage_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
         *stage_notes(config.method),
+        *batches_notes(config.method, config),
     ]
     notes = list(dict.fromkeys(told))
     if config.allocator and device.accelerator == "cpu" and not keep_freed_memory():

@@ -125,3 +125,36 @@ def test_what_is_scored_and_on_what_is_said_in_plain_words():
     line = scores_line(OpenedData(bank, bank, queries, "memory", [], [], []))
     assert "learn from 20 labelled images and are asked about 1 labelled image" in line
     assert scores_line(OpenedData(bank, None, None, "memory", [], [], [])) == "none: there are no labels"
+
+
+def test_what_changes_images_and_batches_is_on_the_card_and_told_where_it_can_do_nothing():
+    from contrastneg import Backbone, MoCo, Pretrain, SimCLR
+    from contrastneg.adversary import CLAE
+    from contrastneg.card import batches_notes, image_rows
+    from contrastneg.data.batches import GraphWalkBatches
+    from contrastneg.mixing import UnMix
+
+    small = Backbone(name="resnet9", width=0.125)
+    mixed = MoCo(small, queue_size=32, mixing=UnMix(box=0.25))
+    walks = GraphWalkBatches(candidates=500)
+    assert image_rows(mixed, Pretrain(mixed)) == [("images become", "UnMix (box 0.25)")]
+    assert image_rows(MoCo(small), Pretrain(mixed)) == []
+    clear = SimCLR(small, adversary=CLAE(step=0.1))
+    assert image_rows(clear, Pretrain(clear, batches=walks)) == [
+        ("images become", "CLAE (step 0.1)"),
+        ("batches", "GraphWalkBatches (candidates 500)"),
+    ]
+    assert "candidates come from the queue" in batches_notes(mixed, Pretrain(mixed, batches=walks))[0]
+    for method in (clear, MoCo(small, queue_size=0)):
+        assert batches_notes(method, Pretrain(method, batches=walks)) == []
+
+
+def test_a_loss_of_several_positives_that_nothing_attracts_is_told():
+    from contrastneg import Backbone, MoCo
+    from contrastneg.card import stage_notes
+    from contrastneg.negatives import SameCluster
+    from contrastneg.objectives import MultiPositive
+
+    small = {"backbone": Backbone(name="resnet9", width=0.125), "queue_size": 32, "loss": MultiPositive()}
+    assert "no stage attracts any" in stage_notes(MoCo(**small))[0]
+    assert stage_notes(MoCo(**small, stages=[SameCluster(action="attract")])) == []

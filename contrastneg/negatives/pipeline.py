@@ -45,6 +45,11 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
             raise ValueError(
                 f"stage {name} gives or breaks {sorted(unknown)}: nobody knows these, take {sorted(WORDS)}"
             )
+        if "key_gradient" in stage.needs - holds:
+            raise ValueError(
+                f"{key_of(number)}, {name} needs candidates that carry a gradient, as only those of SimCLR do: take SimCLR, or "
+                "another setting of the stage"
+            )
         for need in sorted(stage.needs - holds):
             why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
             raise ValueError(f"{key_of(number)}, {name} needs {need!r}, which {why}: leave one of them out")

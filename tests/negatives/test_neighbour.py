@@ -142,7 +142,9 @@ def test_moco_refuses_constant_queries_and_a_queue_holds_at_least_one():
     from contrastneg import MoCo
     from contrastneg.negatives import NeighbourPositive
 
-    with pytest.raises(ValueError, match="NeighbourPositive needs 'key_gradient'"):
+    with pytest.raises(
+        ValueError, match="NeighbourPositive needs candidates that carry a gradient, as only those of SimCLR do"
+    ):
         MoCo(stages=[NeighbourPositive(replaces="query")])
     with pytest.raises(ValueError, match=r"NeighbourPositive\.size is 0"):
         NeighbourPositive(size=0)
