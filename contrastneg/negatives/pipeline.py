@@ -63,7 +63,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         taken.update(dict.fromkeys(breaks, name))
         holds = (holds | stage.gives) - breaks
     if capacity is not None:  # until a source takes others
-        for number, stage in enumerate(takewhile(lambda stage: stage.kind != "source", stages)):
+        for number, stage in enumerate(takewhile(lambda stage: not stage.chooses, stages)):
             check_counts(number, stage, stage.of_candidates, capacity, "the queue holds {} keys: raise queue_size")
 
 

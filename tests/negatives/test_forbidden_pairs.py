@@ -48,7 +48,7 @@ def stages_of(*names):
 
 PROVIDES = {"queue", "id", "support"}
 BY_IMAGE = [name for name in STAGES if "id" in stages_of(name)[0].needs]
-SOURCES = [name for name in STAGES if getattr(negatives, name).kind == "source" and name != "AdversarialBank"]
+SOURCES = [name for name in STAGES if stages_of(name)[0].chooses and name != "AdversarialBank"]
 MADE = [name for name in STAGES if getattr(negatives, name).kind == "synthesize"]
 IID = ["AdaptiveCount", "FixedMass", "HardnessWeight", "MemoryBank", "SamplingCorrection", "UniformSubset"]
 

@@ -216,7 +216,7 @@ def test_candidates_stay_those_of_the_method_so_that_their_number_is_still_check
     from contrastneg.negatives import AdversarialBank, MoCHi, NeighbourPositive, check_pipeline
 
     provides = {"id", "support", "queue"}
-    with pytest.raises(ValueError, match="MoCHi is 1024 but the queue holds 256 keys"):
+    with pytest.raises(ValueError, match="pool of MoCHi is 1024 but the queue holds 256 keys"):
         check_pipeline([NeighbourPositive(), MoCHi(pool=1024)], provides, 256)
     check_pipeline([NeighbourPositive(), AdversarialBank(size=8)], provides, 256)
 
