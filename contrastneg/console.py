@@ -264,7 +264,7 @@ LEGEND = {
     "probe": "training images that a linear classifier gets right before it learns from them",
     "queue": "slots filled before the epoch's last step",
     "own": "candidates of that step that show the query's own image (they are masked)",
-    "same class": "candidates of the epoch's last step that are of the query's class, false negatives",
+    "same class": "candidates of the epoch's last step that are of the query's class, before the stages: false negatives",
 }
 
 
