@@ -13,4 +13,4 @@ ruff check .
 ruff format --check .
 pyright
 # One thread in each of as many processes as there are cores: tests are many and small.
-OMP_NUM_THREADS=1 pytest --numprocesses=auto --dist=loadfile "$@"
+OMP_NUM_THREADS=1 pytest --numprocesses=auto --dist=worksteal "$@"
