@@ -16,6 +16,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from contrastneg.checks import WrongSetting, check_range
+from contrastneg.hub import use_what_was_fetched
 from contrastneg.resnets import ResNet9, Stem, replace_stem_, resnet20, resnet_of_width, shape_only
 
 OWN = ("resnet9", "resnet20")
@@ -162,6 +163,8 @@ def unknown_name(name: str) -> str:
 def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> nn.Module:
     """A timm model without classifier; told the image size only if it wants to know."""
     options: dict = {"num_classes": 0, "in_chans": settings.in_channels, "pretrained": pretrained}
+    if pretrained:
+        use_what_was_fetched()
     try:
         if image_size is None:
             return timm.create_model(settings.name, **options)

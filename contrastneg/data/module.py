@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastneg import distributed
+from contrastneg.config import plain
 from contrastneg.data.batches import Batches, ShuffledBatches
 from contrastneg.data.sources import ImageSet, UnreadableImage
 from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
@@ -317,11 +318,13 @@ class PretrainData(pl.LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the training loader and what the order of batches depends on, for the checkpoint."""
+        """Position of the training loader, what the order of batches depends on, and how images are prepared, which
+        whoever uses the encoder must know."""
         if self._loader is None:
             return {}
         batches = self.batches.state_dict()
-        return {**self._loader.state_dict(), **({"batches": batches} if batches else {})}
+        state = {**self._loader.state_dict(), "views": plain(self.views)}
+        return {**state, **({"batches": batches} if batches else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at a saved position; Lightning restores the data module before it asks for the loader."""

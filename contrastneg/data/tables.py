@@ -3,9 +3,6 @@
 import io
 import json
 import os
-import socket
-import urllib.parse
-import urllib.request
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,9 @@ from contrastneg.data.imageset import ImageSet, Reader
 from contrastneg.data.lock import alone
 from contrastneg.data.metadata import as_column, label_column
 from contrastneg.data.trees import TEST, TRAIN, files_of_split
+from contrastneg.hub import use_what_was_fetched
 
 IN_MEMORY = 2**30  # bytes of pictures up to which a parquet set's row groups are kept once read
-HUB_TIMEOUT = 5  # seconds to wait for the Hugging Face hub
 USUAL_IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes")
 
 
@@ -141,9 +138,8 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
     from datasets.exceptions import DatasetsError
 
     name, _, config = address.removeprefix("hf:").partition(":")
-    if not Path(name).exists() and not hub_answers():
-        # The library would ask again and again for a minute, and then look in the cache, too.
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    if not Path(name).exists():
+        use_what_was_fetched()
     try:
         if Path(name).is_dir() and any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
@@ -169,20 +165,6 @@ def open_hub(address: str, split: str, channels: int, labels: bool | None, root:
     facts = {name: dataset[name][:] for name in _flat_columns(dataset.features.arrow_schema)}
     base = ImageSet(address, split, short_name(Path(name).name), torch.arange(len(dataset)), channels=channels)
     return _image_set(base, HubReader(dataset, column, address), facts, features, labels)
-
-
-def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached; behind a proxy, which must not be gone around, it is taken to be."""
-    from huggingface_hub.constants import ENDPOINT
-
-    if urllib.request.getproxies():
-        return True
-    hub = urllib.parse.urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((hub.hostname, hub.port or 443), timeout=HUB_TIMEOUT).close()
-    except OSError:
-        return False
-    return True
 
 
 def _image_set(

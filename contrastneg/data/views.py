@@ -27,7 +27,7 @@ __all__ = ["Augment", "Views", "crop_pair", "describe", "eval_crop", "eval_view"
 _CHUNK_CPU = 256 * 3 * 32 * 32
 _CHUNK_ACCELERATOR = 32 * 2**20
 
-_EXACT_SIZE_UP_TO = 64
+EXACT_SIZE_UP_TO = 64
 """Evaluation views up to this size show the whole short side; larger ones its middle 7/8, as ImageNet protocols do."""
 
 
@@ -169,7 +169,7 @@ def eval_crop(images: UInt8[Tensor, "*B C H W"], views: Views) -> UInt8[Tensor, 
         8-bit squares.
     """
     _check_pixels(images)
-    short = views.size if views.size <= _EXACT_SIZE_UP_TO else round(views.size * 8 / 7)
+    short = views.size if views.size <= EXACT_SIZE_UP_TO else round(views.size * 8 / 7)
     # The ends of a very long picture are cut off first: resized, a strip of one pixel's width would fill the memory.
     limit = 4 * min(images.shape[-2:])
     images = tv.center_crop(images, [min(side, limit) for side in images.shape[-2:]])

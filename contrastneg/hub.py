@@ -1,0 +1,35 @@
+"""The Hugging Face hub, asked once whether it is there: its library would ask again and again for a minute."""
+
+import socket
+import sys
+import urllib.parse
+import urllib.request
+
+TIMEOUT = 5  # seconds to wait for an answer
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; behind a proxy, which must not be gone around, it is taken to be."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=TIMEOUT).close()
+    except OSError:
+        return False
+    return True
+
+
+def use_what_was_fetched() -> None:
+    """Where the hub does not answer, from here on look only at what was fetched from it earlier."""
+    import huggingface_hub.constants
+
+    if hub_answers():
+        return
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:  # keeps a setting of its own
+        import datasets.config
+
+        datasets.config.HF_HUB_OFFLINE = True

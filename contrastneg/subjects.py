@@ -1,0 +1,380 @@
+"""An encoder by its address: a run, a checkpoint of ours or of others, a released file, a published model of timm or torchvision.
+
+Whatever it is, it comes with the transform that it wants its images in, and nothing is fetched but what a ``timm:`` or
+``torchvision:`` address asks for by name.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+
+import torch
+import torchvision
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from contrastneg.config import build_method
+from contrastneg.data.draws import Augment
+from contrastneg.data.views import EXACT_SIZE_UP_TO, Views
+from contrastneg.encoders import Backbone, build_backbone
+from contrastneg.loading import without_download
+from contrastneg.randomness import derive_seed
+from contrastneg.runfolder import newest_checkpoint, read_checkpoint
+from contrastneg.weights import load_strictly, read_foreign, read_tensors
+
+METADATA = "contrastneg"  # key of a safetensors file's own description
+Layer = Literal["backbone", "projector"]
+PUBLISHED = ("timm:", "torchvision:")
+PHOTOGRAPH = 224  # side of the images that encoders of unknown origin are taken to have seen
+OWN_CROP = 0.875  # share of the short side that the evaluation transform shows
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder that is to be judged, used or taken away."""
+
+    address: str
+    """What the user asked for."""
+    name: str
+    """Short name, safe in file names."""
+    network: nn.Module
+    """Images (B, C, S, S) to pooled features (B, F), in evaluation mode."""
+    views: Views
+    """How images are prepared: size, normalisation, interpolation."""
+    build: Callable[[], nn.Module]
+    """Makes the same network without its weights."""
+    backbone: Backbone | None = None
+    """What it is; None for networks of torchvision."""
+    projector: nn.Module | None = None
+    """Its projection head, where the file holds one."""
+    data: str | None = None
+    """Address of what it was pretrained on, where that is known."""
+    run: Path | None = None
+    """The run folder that it belongs to."""
+    in_channels: int = 3
+    """Channels of its images."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its scores must know."""
+
+    def encoder(self, layer: Layer = "backbone") -> nn.Module:
+        """The network up to a layer, in evaluation mode.
+
+        Raises:
+            ValueError: There is no projection head.
+        """
+        if layer == "backbone":
+            return self.network
+        if self.projector is None:
+            raise ValueError(
+                f"layer is projector but {self.address} holds no projection head: give layer backbone, or a checkpoint of a run"
+            )
+        return nn.Sequential(self.network, self.projector).eval()
+
+    def untrained(self, seed: int) -> nn.Module:
+        """The same network with weights that are a function of the seed, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "weights"))
+            return self.build().eval()
+
+
+def open_subject(
+    address: str,
+    *,
+    backbone: Backbone | None = None,
+    prefix: str | None = None,
+    random_init: bool = False,
+    size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Read an encoder.
+
+    ===========================  ========================================================================================
+    address                      what it is
+    ===========================  ========================================================================================
+    ``runs/NAME``                a run folder: its ``encoder.safetensors``, or the newest checkpoint of an unfinished run
+    ``x.ckpt``                   a checkpoint of a run, with its projection head
+    ``x.safetensors``, ``x``     an encoder that was written by contrastneg; the ending may be left out
+    ``x.pth``, ``x.safetensors`` a checkpoint of another project, see :mod:`contrastneg.weights`
+    ``timm:NAME[.TAG]``          a published model of timm, without its classifier
+    ``torchvision:NAME[.TAG]``   a published model of torchvision, without its last linear layer
+    ===========================  ========================================================================================
+
+    Args:
+        address: One of these.
+        backbone: What the encoder of another project's checkpoint is; None: recognised by its tensors.
+        prefix: Part of another project's checkpoint that is meant, where it holds several encoders.
+        random_init: Random weights, a function of the seed, in place of those that the address names; nothing is fetched.
+        size: Side of the images in pixels; None: what the encoder was made for.
+        mean: Mean of each channel for pixels in [0, 1]; None: what the encoder was made for.
+        std: Standard deviation of each channel; None: what the encoder was made for.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: There is no such encoder, it cannot be read or fetched, or it does not fit the settings.
+    """
+    if address.startswith(PUBLISHED):
+        kind, _, name = address.partition(":")
+        subject = (timm_subject if kind == "timm" else torchvision_subject)(name, address, size, random_init)
+    else:
+        subject = subject_of_path(Path(address).expanduser(), address, backbone, prefix, size)
+    given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
+    notes = [
+        f"{name} is {list(values)} as asked, not the encoder's own {list(getattr(subject.views, name))}"
+        for name, values in given.items()
+        if values != tuple(getattr(subject.views, name))
+    ]
+    if size is not None and size != subject.views.size:
+        notes.append(f"images are {size} pixels as asked, not the {subject.views.size} that the encoder was made for")
+        given["size"] = size
+    subject = replace(subject, views=replace(subject.views, **given), notes=(*subject.notes, *notes))
+    if random_init:
+        told = f"random weights by seed {seed}, as asked"
+        return replace(subject, network=subject.untrained(seed), projector=None, notes=(*subject.notes, told))
+    subject.network.eval()
+    return subject
+
+
+def subject_of_path(
+    path: Path, address: str, backbone: Backbone | None, prefix: str | None, size: int | None
+) -> Subject:
+    """An encoder on the disk."""
+    if path.is_dir():
+        encoder = path / "encoder.safetensors"
+        return subject_of_path(
+            encoder if encoder.exists() else newest_checkpoint(path), address, backbone, prefix, size
+        )
+    released = path.with_name(f"{path.name}.safetensors")
+    if not path.exists() and released.exists():
+        path = released
+    if not path.exists():
+        raise ValueError(
+            f"{address} is no encoder: give a run folder, a checkpoint, a .safetensors file, timm:NAME or torchvision:NAME"
+        )
+    facts = own_facts(path)
+    if facts is not None:
+        return own_file(path, address, facts)
+    if path.suffix == ".ckpt" and (checkpoint := own_checkpoint(path)) is not None:
+        return checkpoint_subject(path, address, checkpoint)
+    return foreign_subject(path, address, backbone, prefix, size)
+
+
+def own_facts(path: Path) -> dict[str, Any] | None:
+    """What a safetensors file of ours says of itself; None for any other file."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            described = (file.metadata() or {}).get(METADATA)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: it is damaged or something else") from error
+    return None if described is None else json.loads(described)
+
+
+def own_file(path: Path, address: str, facts: dict[str, Any]) -> Subject:
+    """The encoder of a safetensors file that a run wrote."""
+    settings, views = backbone_of(facts["backbone"]), views_of(facts["views"])
+
+    def build() -> nn.Module:
+        return build_backbone(settings, views.size, load_pretrained=False)
+
+    network = build()
+    load_strictly(network, read_tensors(path), settings, path)
+    run = path.parent if (path.parent / "config.yaml").exists() and path.name == "encoder.safetensors" else None
+    name = path.parent.name if path.name == "encoder.safetensors" else path.stem
+    data = facts.get("data") or (None if run is None else data_of_run(run))
+    return Subject(
+        address, safe_name(name), network, views, build, settings, data=data, run=run, in_channels=settings.in_channels
+    )
+
+
+def own_checkpoint(path: Path) -> dict[str, Any] | None:
+    """A checkpoint that a run of ours wrote; None for those of other projects.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    with suppress(ValueError):
+        checkpoint = read_checkpoint(path)
+        if dict(checkpoint.get("hyper_parameters", {})).get("class_name") in ("MoCo", "SimCLR"):
+            return checkpoint
+    return None
+
+
+def checkpoint_subject(path: Path, address: str, checkpoint: Mapping[str, Any]) -> Subject:
+    """Backbone and projection head of a run's checkpoint."""
+    from contrastneg import methods  # imports the whole of training
+
+    settings = without_download(dict(checkpoint["hyper_parameters"]))
+    method: Any = build_method(getattr(methods, settings["class_name"]), settings)
+    method.load_state_dict(checkpoint["state_dict"])
+    backbone = backbone_of(settings["backbone"])
+    run = path.parent.parent if (path.parent.parent / "config.yaml").exists() else None
+    views, notes = views_of_checkpoint(checkpoint, run, settings.get("image_size"), path)
+    return Subject(
+        address,
+        safe_name(f"{run.name}-{path.stem}" if run else path.stem),
+        method.backbone,
+        views,
+        lambda: build_backbone(backbone, views.size, load_pretrained=False),
+        backbone,
+        projector=method.encoder.projector.eval(),
+        data=None if run is None else data_of_run(run),
+        run=run,
+        in_channels=backbone.in_channels,
+        notes=(f"weights of {path.name}, step {checkpoint['global_step']:,}", *notes),
+    )
+
+
+def views_of_checkpoint(
+    checkpoint: Mapping[str, Any], run: Path | None, size: int | None, path: Path
+) -> tuple[Views, list[str]]:
+    """How a checkpoint's images were prepared: as it tells itself, else as its run's settings do.
+
+    Raises:
+        ValueError: Nothing tells.
+    """
+    told = checkpoint.get("PretrainData", {}).get("views")
+    if told is None and run is not None:
+        told = settings_of_run(run).get("views")
+    if told is not None:
+        return views_of(told), []
+    if size is None:
+        raise ValueError(f"{path} does not tell the size of its images: evaluate it inside its run folder")
+    return Views(size), ["the checkpoint does not tell its normalisation: ImageNet's is used"]
+
+
+def foreign_subject(
+    path: Path, address: str, backbone: Backbone | None, prefix: str | None, size: int | None
+) -> Subject:
+    """The encoder of another project's checkpoint; its normalisation is not in the file."""
+    found = read_foreign(path, backbone, prefix)
+    settings = replace(found.backbone, pretrained=False)
+    side = 32 if settings.stem == "cifar" else PHOTOGRAPH
+    views = Views(side)
+    notes = (
+        *found.notes,
+        f"the file does not tell its images: {size or side} pixels and ImageNet's normalisation are used",
+    )
+    return Subject(
+        address,
+        safe_name(path.name.split(".")[0]),
+        found.network,
+        views,
+        lambda: build_backbone(settings),
+        settings,
+        in_channels=settings.in_channels,
+        notes=notes,
+    )
+
+
+def timm_subject(name: str, address: str, size: int | None, random_init: bool) -> Subject:
+    """A model of timm with the weights and the transform it was published with.
+
+    Raises:
+        ValueError: The name is unknown or its weights cannot be fetched.
+    """
+    settings = Backbone(name=name, stem="imagenet", pretrained=not random_init)
+    try:
+        network: Any = build_backbone(settings, size)
+    except ValueError as error:  # which names the settings of a run
+        told = str(error).replace("set backbone.pretrained to false", "give --random-init for random ones")
+        raise ValueError(told.replace("backbone.name ", "timm:", 1)) from error
+    published = network.pretrained_cfg
+    interpolation = published.get("interpolation", "bilinear")
+    views = Views(
+        published["input_size"][-1],
+        view1=Augment(interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bilinear"),
+        mean=tuple(published["mean"]),
+        std=tuple(published["std"]),
+    )
+    notes = []
+    if views.size > EXACT_SIZE_UP_TO and (crop := published.get("crop_pct") or OWN_CROP) != OWN_CROP:
+        notes = [f"published with the middle {crop:g} of the short side, here {OWN_CROP:g}"]
+    plain = replace(settings, pretrained=False)
+    return Subject(
+        address, safe_name(name), network, views, lambda: build_backbone(plain, size), plain, notes=tuple(notes)
+    )
+
+
+def torchvision_subject(name: str, address: str, size: int | None, random_init: bool) -> Subject:
+    """A model of torchvision; its features are the input of its last linear layer.
+
+    Raises:
+        ValueError: The name is unknown or its weights cannot be fetched.
+    """
+    model, _, tag = name.partition(".")
+    try:
+        choices = torchvision.models.get_model_weights(model)
+        weights = choices[tag] if tag else choices["DEFAULT"]
+    except (ValueError, KeyError) as error:
+        known = ", ".join(torchvision.models.list_models(module=torchvision.models)[:4])
+        raise ValueError(
+            f"torchvision:{name} is not known to torchvision: names are like {known}, tags like IMAGENET1K_V1"
+        ) from error
+
+    def build(published: bool = False) -> nn.Module:
+        network = torchvision.models.get_model(model, weights=weights if published else None)
+        return without_classifier(network)
+
+    try:
+        network = build(published=not random_init)
+    except (URLError, OSError) as error:
+        raise ValueError(
+            f"the published weights of torchvision:{name} could not be fetched ({type(error).__name__}): connect once, "
+            "or give --random-init for random ones"
+        ) from error
+    transform: Any = weights.transforms()
+    views = Views(
+        transform.crop_size[0],
+        view1=Augment(interpolation=transform.interpolation.value),
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )
+    return Subject(address, safe_name(name), network, views, build)
+
+
+def without_classifier(network: nn.Module) -> nn.Module:
+    """The network with nothing in place of its last linear layer."""
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, child = last.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return network
+
+
+def backbone_of(settings: Mapping[str, Any]) -> Backbone:
+    """Settings of a backbone that will be given weights: published ones are not fetched."""
+    return Backbone(**{**settings, "pretrained": False})
+
+
+def views_of(settings: Mapping[str, Any]) -> Views:
+    """A recipe of views from its plain settings."""
+    values = dict(settings)
+    for name in ("view1", "view2"):
+        if values.get(name) is not None:
+            values[name] = Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
+    return Views(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def settings_of_run(run: Path) -> dict[str, Any]:
+    """The settings in a run's ``config.yaml``; empty where they cannot be read."""
+    with suppress(OSError, yaml.YAMLError):
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def data_of_run(run: Path) -> str | None:
+    """Address of what a run was pretrained on."""
+    return settings_of_run(run).get("data")
+
+
+def safe_name(name: str) -> str:
+    """A name of letters, digits, dots, dashes and underscores."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "encoder"
