@@ -57,9 +57,10 @@ def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:
     )
 
 
-def add_positional(parser: ArgumentParser, name: str, kind: Any, text: str) -> None:
-    """The one argument that has no name."""
-    parser.add_argument(name, type=kind, metavar=name.upper(), help=text)
+def add_positional(parser: ArgumentParser, name: str, kind: Any, text: str, optional: bool = False) -> None:
+    """The one argument that has no name; an optional one is "" where it is not given."""
+    given: dict[str, Any] = {"nargs": "?", "default": ""} if optional else {}
+    parser.add_argument(name, type=kind, metavar=name.upper(), help=text, **given)
 
 
 def page_of_class(kind: type, setting: str) -> str:
