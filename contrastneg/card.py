@@ -240,7 +240,7 @@ def warmup_notes(method: Any, config: Pretrain, images: int, world_size: int) ->
         return []
     return [
         f"the learning rate warms up for {settings.warmup_epochs:g} epochs and the run ends after {length.epochs:.3g}, at "
-        f"{length.steps / warmup:.0%} of the rate (lower --method.optimizer.warmup_epochs, or train longer)"
+        f"{100 * length.steps / warmup:.0f} % of the rate (lower --method.optimizer.warmup_epochs, or train longer)"
     ]
 
 

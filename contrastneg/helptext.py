@@ -32,7 +32,7 @@ class HelpFormatter(DefaultHelpFormatter):
         listed = bool(action.choices) or get_origin(annotation) is Literal or annotation is bool
         facts = [] if listed else [words(annotation)]
         if not action.required and action.default is not SUPPRESS:
-            facts.append(f"default: {'none' if action.default is None else value_in_words(action.default)}")
+            facts.append(f"default: {'none' if action.default in (None, '') else value_in_words(action.default)}")
         if kinds := choices(annotation):
             names = ", ".join(kind.__name__ for kind in kinds)
             facts.append(f"choose from {names}" if len(kinds) <= LISTED else f"--{action.dest}.help lists {len(kinds)}")

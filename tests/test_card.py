@@ -130,8 +130,12 @@ def test_candidates_of_a_batch_are_both_views_of_the_others_in_simclr_and_their_
     ("warmup", "settings", "told"),
     [
         (3.0, {}, None),
-        (3.2, {}, "warms up for 3.2 epochs and the run ends after 3, at 94% of the rate"),
-        (1.0, {"max_steps": 5}, "the run ends after 0.833, at 83% of the rate (lower --method.optimizer.warmup_epochs"),
+        (3.2, {}, "warms up for 3.2 epochs and the run ends after 3, at 95 % of the rate"),
+        (
+            1.0,
+            {"max_steps": 5},
+            "the run ends after 0.833, at 83 % of the rate (lower --method.optimizer.warmup_epochs",
+        ),
         (1.0, {"max_steps": 6}, None),
     ],
 )
