@@ -184,7 +184,7 @@ def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> 
     views = 1 + getattr(method, "symmetric", True)  # SimCLR remembers the embeddings of both
     pushed, per_epoch = views * length.images, views * length.images_per_epoch
     notes = [
-        f"{key_of(place)}, the support queue of {stage.size:,} embeddings never fills: the run makes {pushed:,}, and until its "
+        f"{key_of(place)}: the support queue of {stage.size:,} embeddings never fills: the run makes {pushed:,}, and until its "
         f"end neighbours are looked for among fewer (lower its size)"
         for place, stage in enumerate(method.stages)
         if isinstance(stage, NeighbourPositive) and stage.size > pushed

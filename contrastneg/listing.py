@@ -42,13 +42,10 @@ def chosen(word: str = "", kind: str | None = None) -> list[Entry]:
 
 def nearest_word(word: str, entries: Sequence[Entry]) -> str | None:
     """The most similar name of a class or recipe, or word of a title, that entries have; None where none is similar."""
-    names = [
-        name for entry in entries for name in (*entry.class_names, *(Path(recipe).stem for recipe in entry.recipes))
-    ]
-    words = [
-        part for entry in entries for part in re.findall(r"[\w-]+", f"{entry.name} {entry.papers}") if len(part) > 2
-    ]
-    return closest(word, [*words, *names])
+    told = " ".join(f"{entry.name} {entry.papers}" for entry in entries)
+    recipes = [Path(recipe).stem for entry in entries for recipe in entry.recipes]
+    classes = [name for entry in entries for name in entry.class_names]
+    return closest(word, [*re.findall(r"[\w-]{3,}", told), *recipes, *classes])  # of names alike but for case, the last
 
 
 def as_record(entry: Entry) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_a_support_queue_that_the_run_never_fills_is_told(name, views):
         config = contrastneg.Pretrain(method=method, epochs=3, batch_size=32)
         notes = [note for note in queue_notes(method, config, images=100, world_size=1) if "support" in note]
         assert len(notes) == spare
-        assert all(f"method.stages[0], the support queue of {288 * views + 1} embeddings" in note for note in notes)
+        assert all(f"method.stages[0]: the support queue of {288 * views + 1} embeddings" in note for note in notes)
 
 
 def test_what_is_scored_and_on_what_is_said_in_plain_words():
