@@ -42,7 +42,10 @@ MEASURES = {
         "False negatives found", "per query", "candidates that a stage took for false negatives, and removed or attracted"
     ),
     "precision": Measure(
-        "Precision of what is found", "%", "share of the found candidates that are of the query's true class", 100.0
+        "Precision of what is found",
+        "%",
+        "share of the found candidates that are of the query's true class; no number where none is found",
+        100.0,
     ),
     "recall": Measure(
         "Recall of what is found", "%", "share of the candidates of the query's true class that are found", 100.0

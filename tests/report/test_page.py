@@ -289,7 +289,10 @@ def test_what_the_stages_did_has_a_chart_a_number_with_a_line_a_stage_and_its_de
     assert told["Recall of what is found"].startswith("Recall of what is found (1. SameCluster): from 75 to 75 %")
     assert told["Precision of what is found"].endswith("(1. SameCluster): 50 % after 2 s")
     text = " ".join(Elements(section).text.split())
-    assert "share of the found candidates that are of the query's true class; 1 value is not finite" in text
+    assert (
+        "share of the found candidates that are of the query's true class; no number where none is found; 1 value is not finite"
+        in text
+    )
     assert "as the stage reports it" in text
     assert "a line for each stage" in text
     legend = [str(entry["class"]) for entry in Elements(section).all("li")][:3]
