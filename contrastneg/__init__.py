@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
     from contrastneg.config import Pretrain as Pretrain
+    from contrastneg.data.batches import Batches as Batches
+    from contrastneg.data.batches import GraphWalkBatches as GraphWalkBatches
+    from contrastneg.data.batches import ShuffledBatches as ShuffledBatches
     from contrastneg.data.views import Augment as Augment
     from contrastneg.data.views import Views as Views
     from contrastneg.encoders import Backbone as Backbone
@@ -38,6 +41,9 @@ _HOMES = {
     "Cosine": "schedules",
     "Linear": "schedules",
     "Step": "schedules",
+    "Batches": "data.batches",
+    "GraphWalkBatches": "data.batches",
+    "ShuffledBatches": "data.batches",
     "Augment": "data.views",
     "Views": "data.views",
     "Pretrain": "config",

@@ -77,11 +77,34 @@ def words(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return either([words(kind) for kind in arguments if not (kind is str and Path in arguments)])
     if origin is tuple:
-        return "numbers" if Ellipsis in arguments else f"{len(arguments)} numbers"
+        each = "whole numbers" if arguments[0] is int else "numbers"
+        return f"a list of {each}" if Ellipsis in arguments else f"a list of {len(arguments)} {each}"
     if origin is list:
         inner = words(arguments[0])
         return inner if arguments[0] is Stage else f"a list, each {inner}"
     return {**PLAIN, **NAMED_BY_CLASS}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def example(annotation: Any) -> str:
+    """A legal setting of a type, as YAML and the command line take it: of a class with what it cannot do without."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str(arguments[0])
+    if origin in (Union, UnionType):
+        return example(arguments[0])
+    if origin in (list, tuple):
+        return f"[{', '.join(example(part) for part in arguments if part is not Ellipsis)}]"
+    if not inspect.isclass(annotation) or annotation in PLAIN:
+        return {bool: "true", int: "2", float: "0.5", NoneType: "null"}.get(annotation, "NAME")
+    needed = {name: kind for name, kind in parameters(annotation).items() if name in required(annotation)}
+    settings = f"{{{', '.join(f'{name}: {example(kind)}' for name, kind in needed.items())}}}"
+    named = issubclass(annotation, tuple(NAMED_BY_CLASS))
+    return f"{{class_path: {annotation.__name__}, init_args: {settings}}}" if named else settings
+
+
+def required(kind: type) -> list[str]:
+    """Settings that a class has no default for."""
+    return [name for name, given in inspect.signature(kind).parameters.items() if given.default is given.empty]
 
 
 def either(names: list[str]) -> str:

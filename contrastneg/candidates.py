@@ -11,6 +11,7 @@ from torch import Tensor
 from contrastneg import distributed
 from contrastneg.data.module import TwoViews
 from contrastneg.negatives import Stage
+from contrastneg.negatives.pipeline import check_candidates
 from contrastneg.stepping import is_logged
 
 
@@ -48,6 +49,30 @@ def choosing(method: Any) -> list[Stage]:
 def source_of(method: Any) -> Stage | None:
     """The stage that chooses a method's candidates in place of its queue or batch, if there is one."""
     return next((s for s in reversed(choosing(method)) if getattr(s, "combine", "replace") == "replace"), None)
+
+
+def batch_candidates(method: Any, global_batch: int) -> int | None:
+    """Candidates per query in a full batch of all processes; None where they come from a queue.
+
+    SimCLR contrasts with both views of the other images, MoCo with their one key.
+    """
+    if getattr(method, "queue", None) is not None:
+        return None
+    return (global_batch - 1) * (1 if hasattr(method, "key_encoder") else 2)
+
+
+def check_batch(method: Any, global_batch: int) -> None:
+    """Refuse stages that ask for more candidates than a batch has, where candidates come from the batch.
+
+    Args:
+        method: The method.
+        global_batch: Images of a micro-batch on all processes.
+
+    Raises:
+        ValueError: A stage does.
+    """
+    if (most := batch_candidates(method, global_batch)) is not None:
+        check_candidates(method.stages, most, "a batch has {} candidates for a query: raise batch_size")
 
 
 class CandidateShares(Callback):

@@ -1,8 +1,7 @@
 """The start card: what will run, once everything derived is known."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from contrastneg.candidates import source_of
-from contrastneg.config import Pretrain, plain
+from contrastneg.candidates import batch_candidates, source_of
+from contrastneg.config import Pretrain
 from contrastneg.console import Output, human, start_card
 from contrastneg.data.batches import ShuffledBatches
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
 from contrastneg.doubts import doubts
-from contrastneg.negatives import Stage
+from contrastneg.negatives import NeighbourPositive, Stage
+from contrastneg.negatives.pipeline import key_of
+from contrastneg.optim import Optimizer, warmup_steps
 from contrastneg.stepping import effective_rate
 from contrastneg.wording import count_of
 
@@ -74,8 +75,7 @@ def method_line(method: Any, global_batch: int) -> str:
     elif queue is not None:
         candidates = f"up to {len(queue.keys):,} queued keys per query"
     else:
-        views = 2 * global_batch - 2 if type(method).__name__ == "SimCLR" else global_batch - 1
-        candidates = f"{views:,} batch negatives per query"
+        candidates = f"{batch_candidates(method, global_batch):,} batch negatives per query"
     momentum = f", momentum {value_text(method.momentum)}" if hasattr(method, "momentum") else ""
     return f"{type(method).__name__}{momentum}, {candidates}"
 
@@ -99,19 +99,9 @@ def stage_rows(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 
 
 def settings_line(thing: Any) -> str:
-    """A stage, loss or schedule by its class's name, with the settings that are not the defaults."""
-    given = [
-        f"{field.name} {value_text(getattr(thing, field.name))}"
-        for field in fields(thing)
-        if field.init and not is_default(field, getattr(thing, field.name))
-    ]
-    return f"{type(thing).__name__} ({', '.join(given)})" if given else type(thing).__name__
-
-
-def is_default(field: Field, setting: Any) -> bool:
-    """Whether a dataclass would have this setting without being told."""
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return plain(default) == plain(setting) if default is not MISSING else False
+    """A stage, loss or schedule by its class's name, with all its settings, defaults included."""
+    told = [f"{field.name} {value_text(getattr(thing, field.name))}" for field in fields(thing) if field.init]
+    return f"{type(thing).__name__} ({', '.join(told)})" if told else type(thing).__name__
 
 
 def value_text(setting: Any) -> str:
@@ -120,6 +110,8 @@ def value_text(setting: Any) -> str:
         return settings_line(setting)
     if isinstance(setting, (list, tuple)):
         return "[" + ", ".join(map(value_text, setting)) + "]"
+    if setting is None or isinstance(setting, bool):
+        return {None: "none", True: "true", False: "false"}[setting]
     return f"{setting:g}" if isinstance(setting, float) else str(setting)
 
 
@@ -149,24 +141,60 @@ def device_line(device: Device) -> str:
     return f"{count} x {device.accelerator}, {device.precision}{threads}"
 
 
+@dataclass(frozen=True)
+class Length:
+    """How much a run does."""
+
+    steps: int
+    """Optimizer steps."""
+    steps_per_epoch: int
+    """Optimizer steps of one epoch."""
+    images_per_epoch: int
+    """Images of one epoch, on all devices."""
+    images: int
+    """Images of the whole run, on all devices."""
+
+    @classmethod
+    def of(cls, config: Pretrain, images: int, world_size: int) -> "Length":
+        """That of a run on so many images and processes."""
+        global_batch = config.batch_size * world_size
+        batches = images // global_batch if config.drop_last else -(-images // global_batch)
+        per_epoch = max(1, -(-batches // config.accumulate))
+        shown = images // global_batch * global_batch if config.drop_last else images
+        steps, seen = config.epochs * per_epoch, config.epochs * shown
+        if config.max_steps is not None:
+            steps = min(steps, config.max_steps)
+            seen = min(seen, config.max_steps * config.accumulate * global_batch)
+        return cls(steps, per_epoch, shown, seen)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole run."""
+        return self.steps / self.steps_per_epoch
+
+
 def queue_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
-    """What a queue that does not suit the number of images means for the run.
+    """What queues that do not suit the number of images mean for the run.
 
     Args:
-        method: MoCo, or a method without a queue.
+        method: The method.
         config: Settings of the run.
         images: Images pretrained on.
         world_size: Processes.
     """
+    length = Length.of(config, images, world_size)
+    views = 1 + getattr(method, "symmetric", True)  # SimCLR remembers the embeddings of both
+    pushed, per_epoch = views * length.images, views * length.images_per_epoch
+    notes = [
+        f"{key_of(place)}: the support queue of {stage.size:,} embeddings never fills: the run makes {pushed:,}, and until its "
+        f"end neighbours are looked for among fewer (lower its size)"
+        for place, stage in enumerate(method.stages)
+        if isinstance(stage, NeighbourPositive) and stage.size > pushed
+    ]
     queue = getattr(method, "queue", None)
     if queue is None or source_of(method) is not None:
-        return []
-    size, global_batch = len(queue.keys), config.batch_size * world_size
-    per_epoch = (images // global_batch * global_batch if config.drop_last else images) * (1 + method.symmetric)
-    pushed = per_epoch * config.epochs
-    if config.max_steps is not None:
-        pushed = min(pushed, config.max_steps * config.accumulate * global_batch * (1 + method.symmetric))
-    notes = []
+        return notes
+    size = len(queue.keys)
     if size > pushed:
         notes.append(
             f"the queue of {size:,} keys never fills: the run makes {pushed:,}, and until its end the loss rises with the "
@@ -189,15 +217,32 @@ def late_stage_notes(method: Any, config: Pretrain, images: int, world_size: int
         images: Images pretrained on.
         world_size: Processes.
     """
-    global_batch = config.batch_size * world_size
-    batches = images // global_batch if config.drop_last else -(-images // global_batch)
-    per_epoch = max(1, -(-batches // config.accumulate))
-    steps = min(config.epochs * per_epoch, config.max_steps or math.inf)
+    length = Length.of(config, images, world_size)
     return [
         f"stage {type(stage).__name__} does nothing in this run: it begins at epoch {first:g} and the run ends after "
-        f"{steps / per_epoch:.3g} (lower its warmup_epochs, begin_at or start, or train longer)"
+        f"{length.epochs:.3g} (lower its warmup_epochs, begin_at or start, or train longer)"
         for stage in method.stages
-        if (first := stage.first_epoch(steps / per_epoch)) > (steps - 1) / per_epoch
+        if (first := stage.first_epoch(length.epochs)) > (length.steps - 1) / length.steps_per_epoch
+    ]
+
+
+def warmup_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
+    """A warning for a learning rate that is still on its way up when the run ends.
+
+    Args:
+        method: The method.
+        config: Settings of the run.
+        images: Images pretrained on.
+        world_size: Processes.
+    """
+    length = Length.of(config, images, world_size)
+    settings: Optimizer = method.optimizer_settings
+    warmup = warmup_steps(settings, length.steps_per_epoch)
+    if warmup <= length.steps:
+        return []
+    return [
+        f"the learning rate warms up for {settings.warmup_epochs:g} epochs and the run ends after {length.epochs:.3g}, at "
+        f"{100 * length.steps / warmup:.0f} % of the rate (lower --method.optimizer.warmup_epochs, or train longer)"
     ]
 
 
@@ -220,6 +265,7 @@ def oracle_notes(method: Any) -> list[str]:
     ]
 
 
-def stage_notes(method: Any) -> list[str]:
-    """A warning for each pair of stages, or stage and loss, that only looks as if it composed."""
-    return doubts(method.stages, method.objective, getattr(method, "queue", None) is None)
+def stage_notes(method: Any, global_batch: int) -> list[str]:
+    """A warning for each pair of stages, or stage and loss or mix, that only looks as if it composed."""
+    others = batch_candidates(method, global_batch)
+    return doubts(method.stages, method.objective, others, getattr(method, "mixing", None))

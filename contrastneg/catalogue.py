@@ -13,14 +13,15 @@ To add an entry, add one ``Entry`` to its heading in ``ENTRIES``; of a class out
 
 import importlib
 import inspect
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 from contrastneg import negatives, objectives
 from contrastneg.negatives import Popularity, Stage
 from contrastneg.negatives.core import KINDS as STAGE_KINDS
 from contrastneg.negatives.popularity import OracleClassSize
 from contrastneg.objectives import Objective
+from contrastneg.schedules import Schedule
 
 Verdict = Literal["faithful", "analogy", "reconstruction", "not applicable"]
 BEYOND = "beyond"
@@ -92,6 +93,11 @@ class Entry:
         return tuple(dict.fromkeys(need for path in self.classes for need in needs_of(class_of(path))))
 
     @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Settings of its classes that may change over the run."""
+        return tuple(dict.fromkeys(name for path in self.classes for name in scheduled_of(class_of(path))))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Its classes, by the names that settings give them."""
         return tuple(path.rpartition(".")[2] for path in self.classes)
@@ -112,6 +118,14 @@ def kind_of(thing: Any) -> str:
     if issubclass(thing, Stage):
         return thing.kind
     return "popularity" if issubclass(thing, Popularity) else "loss" if issubclass(thing, Objective) else "other"
+
+
+def scheduled_of(thing: Any) -> list[str]:
+    """Settings of a class that take a schedule in the place of a number."""
+    if not is_dataclass(thing):
+        return []
+    types = get_type_hints(thing)
+    return [field.name for field in fields(thing) if field.init and Schedule in get_args(types[field.name])]
 
 
 def needs_of(thing: Any) -> list[str]:

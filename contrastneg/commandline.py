@@ -27,6 +27,7 @@ SIZE_SAMPLE = 64  # images whose size is looked at
 SMALL_IMAGE = 96  # up to this side images are taken as they are
 PHOTOGRAPH = 224
 HELP_OF_CLASS = r"--\w+(\.\w+)*\.help(=|$)"
+FEW = 4  # classes that a message names
 FILE_OPTIONS = ("--config", "--views", "--views.view1", "--views.view2")
 
 
@@ -120,7 +121,7 @@ def class_help(arguments: Sequence[str]) -> str | None:
     setting = words[0].removeprefix("--").removesuffix(".help")
     name = words[1] if len(words) > 1 and not words[1].startswith("-") else None
     if (annotation := type_asked_for(setting, arguments)) is None:
-        raise ValueError(f"there is no setting {setting}: --method.help MoCo lists those of a method")
+        return page_of_owner(setting, arguments)
     kinds = choices(annotation)
     if name is None and kinds:
         return list_of_classes(kinds, setting)
@@ -135,12 +136,37 @@ def class_help(arguments: Sequence[str]) -> str | None:
     return page_of_class(found, setting)
 
 
+def page_of_owner(setting: str, arguments: Sequence[str]) -> str:
+    """The page of the class, of those that may be chosen above a setting, that has the setting.
+
+    Raises:
+        ValueError: None of them has it, or several have it and none of these is chosen.
+    """
+    above, _, inner = setting.rpartition(".")
+    kinds = choices(type_asked_for(above, arguments)) if above else []
+    owners = [kind for kind in kinds if type_of(kind, inner) is not None]
+    if not owners:
+        where = f"--{above}.help lists what may stand there" if kinds else "--method.help MoCo lists those of a method"
+        raise ValueError(f"there is no setting {setting}: {where}")
+    names = [kind.__name__ for kind in owners]
+    chosen = [kind for kind in owners if kind.__name__ in values_of(f"--{above}", arguments)] or owners
+    if len(chosen) > 1:
+        some = names if len(names) <= FEW else [*names[:FEW], f"{len(names) - FEW} more"]
+        raise ValueError(f"{setting} is a setting of {', '.join(some)}: --{above}.help {names[0]} tells its meaning")
+    return page_of_class(chosen[0], above)
+
+
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What a command line gives for an option."""
+    apart = [after for before, after in pairwise(arguments) if before == option]
+    return apart + [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
+
+
 def type_asked_for(setting: str, arguments: Sequence[str]) -> Any:
     """The type of a setting; of one below ``method``, in the method that is chosen or in any that has it."""
     if not setting.startswith("method."):
         return type_of(Pretrain, setting)
-    chosen = [after for before, after in pairwise(arguments) if before == "--method"]
-    chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--method=")]
+    chosen = values_of("--method", arguments)
     methods = sorted(choices(parameters(Pretrain)["method"]), key=lambda kind: kind.__name__ not in chosen)
     found = (type_of(method, setting.removeprefix("method.")) for method in methods)
     return next((annotation for annotation in found if annotation is not None), None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from contrastneg.mixing import InputMix
 from contrastneg.negatives import (
     AbovePositive,
     BestResponse,
@@ -17,6 +18,8 @@ from contrastneg.negatives import (
     SemiHardSubset,
     SoftmaxSubset,
     Stage,
+    SupportMemory,
+    SupportViews,
 )
 from contrastneg.objectives import HardWeighted, Objective
 from contrastneg.schedules import Schedule
@@ -59,18 +62,24 @@ PAIRS: list[tuple[Test, Test, str]] = [
         _is(HardestOfRandom, HardnessWeight, HardWeighted),
         "two dials on one axis work against each other: let one of them change",
     ),
+    (
+        _is(InputMix),
+        _is(SupportViews, SupportMemory),
+        "a mixed query shows two images, and candidates that resemble either are taken for false negatives",
+    ),
 ]
 
 
-def doubts(stages: Sequence[Stage], loss: Objective, in_batch: bool) -> list[str]:
-    """A note for each pair of stages, or stage and loss, that only looks as if it composed.
+def doubts(stages: Sequence[Stage], loss: Objective, batch: int | None, mixing: InputMix | None = None) -> list[str]:
+    """A note for each pair of stages, or stage and loss or mix, that only looks as if it composed.
 
     Args:
         stages: The stages in order.
         loss: The loss.
-        in_batch: Whether the candidates are those of the batch.
+        batch: Candidates per query where they are those of the batch; None where they come from a queue.
+        mixing: How queries are made of several images; None where they are not.
     """
-    parts = [*stages, loss]
+    parts = [*([] if mixing is None else [mixing]), *stages, loss]
     notes = [
         f"{type(one).__name__} before {type(other).__name__}: {reason}"
         for place, one in enumerate(parts)
@@ -80,11 +89,11 @@ def doubts(stages: Sequence[Stage], loss: Objective, in_batch: bool) -> list[str
     ]
     if loss.takes_attracted and not any(stage.attracts for stage in stages):
         notes.append(f"{type(loss).__name__} takes several positives but no stage attracts any: each query has its one")
-    sources = any(stage.chooses for stage in stages)
-    for stage in stages:
-        if in_batch and not sources and stage.attracts and not stage.oracle:
-            name = type(stage).__name__
-            notes.append(
-                f"{name} attracts among the batch alone: few images, so it rarely meets one of the query's class"
-            )
+    if batch is not None and not any(stage.chooses for stage in stages):
+        notes += [
+            f"{type(stage).__name__} attracts among the batch alone, {batch:,} candidates a query: with more classes than "
+            "that hardly any is of the query's own"
+            for stage in stages
+            if stage.attracts and not stage.oracle
+        ]
     return notes

@@ -32,7 +32,7 @@ class HelpFormatter(DefaultHelpFormatter):
         listed = bool(action.choices) or get_origin(annotation) is Literal or annotation is bool
         facts = [] if listed else [words(annotation)]
         if not action.required and action.default is not SUPPRESS:
-            facts.append(f"default: {'none' if action.default is None else value_in_words(action.default)}")
+            facts.append(f"default: {'none' if action.default in (None, '') else value_in_words(action.default)}")
         if kinds := choices(annotation):
             names = ", ".join(kind.__name__ for kind in kinds)
             facts.append(f"choose from {names}" if len(kinds) <= LISTED else f"--{action.dest}.help lists {len(kinds)}")
@@ -57,9 +57,10 @@ def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:
     )
 
 
-def add_positional(parser: ArgumentParser, name: str, kind: Any, text: str) -> None:
-    """The one argument that has no name."""
-    parser.add_argument(name, type=kind, metavar=name.upper(), help=text)
+def add_positional(parser: ArgumentParser, name: str, kind: Any, text: str, optional: bool = False) -> None:
+    """The one argument that has no name; an optional one is "" where it is not given."""
+    given: dict[str, Any] = {"nargs": "?", "default": ""} if optional else {}
+    parser.add_argument(name, type=kind, metavar=name.upper(), help=text, **given)
 
 
 def page_of_class(kind: type, setting: str) -> str:

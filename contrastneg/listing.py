@@ -1,7 +1,9 @@
 """The catalogue as it is printed: for a terminal, as Markdown, as JSON."""
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
@@ -11,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from contrastneg.catalogue import BEYOND, ENTRIES, LETTERS, Entry, class_of, kind_of
+from contrastneg.mistakes import closest
+
+WIDEST = max(len(f"configs/{recipe}") for entry in ENTRIES for recipe in entry.recipes)
 
 
 def chosen(word: str = "", kind: str | None = None) -> list[Entry]:
@@ -23,13 +28,24 @@ def chosen(word: str = "", kind: str | None = None) -> list[Entry]:
     def told(entry: Entry) -> str:
         return " ".join(str(part) for part in as_record(entry).values()).lower()
 
-    found = [entry for entry in ENTRIES if (kind is None or kind in entry.kinds) and word.lower() in told(entry)]
-    if not found and word:
-        of_kind = "" if kind is None else f" of kind {kind}"
-        raise ValueError(f"no entry of the catalogue{of_kind} holds {word!r}: search for another word, or for none")
-    if not found:
+    of_kind = [entry for entry in ENTRIES if kind is None or kind in entry.kinds]
+    if not of_kind:
         raise ValueError(f"no entry of the catalogue is of kind {kind}: choose another --kind, or none")
+    found = [entry for entry in of_kind if word.lower() in told(entry)]
+    if not found:
+        which = "" if kind is None else f" of kind {kind}"
+        near = nearest_word(word, of_kind)
+        advice = "search for another word, or for none" if near is None else f"did you mean {near}?"
+        raise ValueError(f"no entry of the catalogue{which} holds {word!r}: {advice}")
     return found
+
+
+def nearest_word(word: str, entries: Sequence[Entry]) -> str | None:
+    """The most similar name of a class or recipe, or word of a title, that entries have; None where none is similar."""
+    told = " ".join(f"{entry.name} {entry.papers}" for entry in entries)
+    recipes = [Path(recipe).stem for entry in entries for recipe in entry.recipes]
+    classes = [name for entry in entries for name in entry.class_names]
+    return closest(word, [*re.findall(r"[\w-]{3,}", told), *recipes, *classes])  # of names alike but for case, the last
 
 
 def as_record(entry: Entry) -> dict[str, Any]:
@@ -45,6 +61,7 @@ def as_record(entry: Entry) -> dict[str, Any]:
         "kinds": [kind_of(class_of(path)) for path in entry.classes],
         "cost": entry.cost,
         "needs": list(entry.needs),
+        "schedules": list(entry.scheduled),
         "recipes": [f"configs/{recipe}" for recipe in entry.recipes],
         "without_recipe": entry.without,
     }
@@ -57,7 +74,7 @@ def as_json(entries: Sequence[Entry]) -> str:
 
 def as_markdown(entries: Sequence[Entry]) -> str:
     """One Markdown table."""
-    columns = ("id", "name", "papers", "verdict", "note", "classes", "cost", "needs", "recipes")
+    columns = ("id", "name", "papers", "verdict", "note", "classes", "cost", "needs", "schedules", "recipes")
     lines = [columns, ("---",) * len(columns)]
     for entry in entries:
         record = as_record(entry)
@@ -74,17 +91,16 @@ def as_tables(entries: Sequence[Entry]) -> Group:
         table = Table(
             title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, expand=True, show_lines=True
         )
-        table.add_column("row", no_wrap=True, width=6)
         table.add_column("method", ratio=2, overflow="fold")
-        table.add_column("here", ratio=5, overflow="fold")
+        table.add_column("here", ratio=5, overflow="fold", min_width=WIDEST)
         for entry in entries:
             if entry.heading == heading:
-                id_shown = "–" if entry.id == BEYOND else entry.id
+                row = "" if entry.id == BEYOND else f"[dim]{entry.id}[/] "
                 table.add_row(
-                    id_shown, Text.from_markup(f"{escape(entry.name)}\n[dim]{escape(entry.papers)}[/]"), here(entry)
+                    Text.from_markup(f"{row}{escape(entry.name)}\n[dim]{escape(entry.papers)}[/]"), here(entry)
                 )
         tables.append(table)
-    return Group(*tables, Text(f"Costs: {LETTERS}.", style="dim"))
+    return Group(*tables, Text(f"Costs: {LETTERS}. What may change over the run stands after schedule.", style="dim"))
 
 
 def here(entry: Entry) -> Text:
@@ -95,7 +111,8 @@ def here(entry: Entry) -> Text:
         "class": ", ".join(entry.class_names),
         "cost": entry.cost,
         "needs": ", ".join(entry.needs),
-        "run": "  ".join(f"configs/{recipe}" for recipe in entry.recipes),
+        "schedule": ", ".join(entry.scheduled),
+        "run": " ".join(f"configs/{recipe}" for recipe in entry.recipes),
         "no recipe": entry.without,
     }
     lines += [f"[bold]{name}[/] {escape(text)}" for name, text in told.items() if text]

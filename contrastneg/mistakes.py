@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser
 
-from contrastneg.annotations import choices, parameters, parts, record_in, type_of, words
+from contrastneg.annotations import choices, example, parameters, parts, record_in, type_of, words
 from contrastneg.config import Pretrain
 from contrastneg.negatives import Stage
 from contrastneg.objectives import Objective
@@ -72,9 +72,11 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
         after = [*arguments[1:], "--"]
         bare = [a for a, b in zip(arguments, after, strict=False) if a.startswith(match[1]) and b.startswith("--")]
         return f"{(bare or [match[1]])[-1]} stands without a value: give one after it"
-    if match := re.search(r"arguments are required: (.+)", message):
-        return f"{match[1].upper()} is missing: usage is {(parser.usage or '').strip()}"
     place = place_of(message)
+    if match := re.search(r"arguments are required: (.+)", message):
+        if place.owner is not None:
+            return missing_settings([name.strip() for name in match[1].split(",")], place)
+        return f"{match[1].upper()} is missing: usage is {(parser.usage or '').strip()}"
     if match := re.search(r"Option '([^']+)' is not accepted", message):
         return unknown_setting(match[1], place.owner, parser)
     if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
@@ -88,6 +90,14 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
     return wrong_value(message, place)
+
+
+def missing_settings(names: Sequence[str], place: Place) -> str:
+    """Settings that a class cannot do without."""
+    assert place.owner is not None
+    keys, owner = [f"{place.setting}.{name}" for name in names], place.owner.__name__
+    verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return f"{' and '.join(keys)} {verb} missing: {owner} needs {them}, for instance {example(place.owner)}"
 
 
 def unknown_argument(argument: str, parser: ArgumentParser) -> str:
@@ -175,6 +185,8 @@ def wrong_value(message: str, place: Place) -> str:
             return f"{place.setting} is {met}: give a list, for instance [MoCHi]"
         choice = get_args(annotation) if get_origin(annotation) is Literal else ()
         wanted = f"choose from {', '.join(map(str, choice))}" if choice else f"give {words(annotation)}"
+        if get_origin(annotation) in (list, tuple):
+            wanted += f", for instance {example(annotation)}"
         return f"{place.setting} is {met}: {wanted}"
     if single and (options := re.search(r"Expected a typing\.Literal\[(.*?)\]", message)):  # of another verb
         return f"{place.setting} is {single[-1]}: choose from {options[1].replace(chr(39), '')}"

@@ -104,8 +104,9 @@ class UnMix(InputMix):
     with lambda ~ Beta(alpha, alpha), one for the images of a process. A mix is the weighted sum of both images, or the first
     with a box of the other that covers 1 - lambda of it, less what falls outside, for which lambda is corrected.
 
-    Verdict: faithful to the official code. Cost: a second forward and backward pass of the query encoder, and three times
-    the rows after it. The loss has the weight of two.
+    Verdict: faithful to the official code. The terms are added up and not averaged, as published: the loss has twice the
+    scale of the plain one, and where nothing is mixed it is the plain one twice. Cost: a second forward and backward pass of
+    the query encoder, and three times the rows after it.
     """
 
     alpha: float = 1.0

@@ -136,9 +136,14 @@ def build_optimizer(
             momentum=settings.momentum,  # type: ignore[arg-type]  # timm's default is an int
             trust_coeff=settings.trust_coefficient,
         )
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(settings, steps_per_epoch)
     factor = partial(rate_factor, steps=steps, warmup_steps=warmup, course=settings.course)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def warmup_steps(settings: Optimizer, steps_per_epoch: int) -> int:
+    """Optimizer steps of the warm-up."""
+    return round(settings.warmup_epochs * steps_per_epoch)
 
 
 def rate_factor(step: int, *, steps: int, warmup_steps: int = 0, course: float | Schedule = Cosine(1.0, 0.0)) -> float:

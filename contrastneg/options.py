@@ -48,10 +48,10 @@ def parse_catalogue(arguments: Sequence[str]) -> Namespace:
         "needs, and the recipe that runs it.",
         "[WORD] [--kind KIND] [--format FORMAT]",
     )
-    parser.add_argument("--word", default="", help="Show only entries that hold it; may stand first, without --word.")
+    add_positional(parser, "word", str, "Show only entries that hold it.", optional=True)
     parser.add_argument("--kind", type=Literal[KINDS], help="Show only entries with a class of this kind.")
     parser.add_argument("--format", type=Literal["table", "md", "json"], default="table", help="What is printed.")
-    return parse_simple(parser, positional("word", arguments))
+    return parse_simple(parser, arguments)
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

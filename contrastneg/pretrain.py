@@ -28,8 +28,16 @@ from torch.nn.parallel import DistributedDataParallel
 from contrastneg import distributed
 from contrastneg.allocator import keep_freed_memory
 from contrastneg.batchnorm import SyncBatchNorm
-from contrastneg.candidates import CandidateShares
-from contrastneg.card import StartCard, batches_notes, late_stage_notes, oracle_notes, queue_notes, stage_notes
+from contrastneg.candidates import CandidateShares, check_batch
+from contrastneg.card import (
+    StartCard,
+    batches_notes,
+    late_stage_notes,
+    oracle_notes,
+    queue_notes,
+    stage_notes,
+    warmup_notes,
+)
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
@@ -86,6 +94,7 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
         raise ValueError("wandb names a project but the package is not installed: pip install 'contrastneg[wandb]'")
     opened = open_data(config)
     check_steps(len(opened.train), config.batch_size, device.world_size, config.drop_last)
+    check_batch(config.method, config.batch_size * device.world_size)
     checkpoint = newest_checkpoint(resume) if resume else None
     if RUN_VARIABLE in os.environ:
         folder = Path(os.environ[RUN_VARIABLE])
@@ -108,8 +117,9 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *batch_norm_notes(config.method, device),
         *queue_notes(config.method, config, len(opened.train), device.world_size),
         *late_stage_notes(config.method, config, len(opened.train), device.world_size),
+        *warmup_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
-        *stage_notes(config.method),
+        *stage_notes(config.method, config.batch_size * device.world_size),
         *batches_notes(config.method, config),
     ]
     notes = list(dict.fromkeys(told))

@@ -9,6 +9,7 @@ times on shared machines mean little. Prints one table with the limit of each fi
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -131,16 +132,21 @@ def extra_memory(work: Callable[[], object]) -> float:
     """Largest memory held at once beyond what was held before, in MiB: every allocation torch made, exactly.
 
     Unlike the resident size it neither hides buffers that the allocator reuses nor counts ones that it keeps.
+
+    Raises:
+        RuntimeError: The profiler saw no allocation.
     """
+    # Read when a process first profiles. Without it the profiler's library says on standard error when it starts and stops,
+    # and calls it an error that there is no GPU; whether it worked is seen below.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     work()
     with torch.profiler.profile(profile_memory=True) as profile:
         work()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    if not events:
+        raise RuntimeError("the profiler saw no allocation: set KINETO_LOG_LEVEL=0 to see what it says")
+    held = itertools.accumulate(event.nbytes() for event in events)
+    return max(0, *held) / 2**20
 
 
 def loss_figures(rounds: int, tuned: bool) -> list[Figure]:

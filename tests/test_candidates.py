@@ -158,3 +158,16 @@ def test_shares_of_a_queue_that_a_source_stage_replaces_or_adds_to_are_left_out(
         assert (source_of(method) is not None) == (name == "replaced")
     every = {"queue_fill", "own", "same_class"}
     assert found == {"queue": every, "replaced": set(), "added": {"queue_fill"}, "other positive": every}
+
+
+def test_a_batch_must_have_the_candidates_that_stages_ask_for_unless_a_source_gives_others():
+    from contrastneg import Backbone, Head, MoCo, SimCLR
+    from contrastneg.candidates import check_batch
+    from contrastneg.negatives import HardestSubset, MemoryBank
+
+    small = {"backbone": Backbone(name="resnet9", width=0.125), "projector": Head(out=4)}
+    check_batch(SimCLR(**small, stages=[HardestSubset(14)]), 8)
+    with pytest.raises(ValueError, match="count of HardestSubset is 15 but a batch has 14 candidates"):
+        check_batch(SimCLR(**small, stages=[HardestSubset(15)]), 8)
+    check_batch(SimCLR(**small, stages=[MemoryBank(count=99), HardestSubset(15)]), 8)
+    check_batch(MoCo(**small, queue_size=15, stages=[HardestSubset(15)]), 8)

@@ -1,5 +1,6 @@
 """What the start card says of a run before it runs."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -102,23 +103,71 @@ def small():
     return {"backbone": Backbone(name="resnet9", width=0.125)}
 
 
-def test_stages_and_loss_stand_with_the_settings_that_are_not_defaults():
+def test_stages_and_loss_stand_with_all_their_settings_one_a_line():
     from contrastneg import MoCHi, MoCo
     from contrastneg.card import method_line, settings_line, stage_rows
-    from contrastneg.negatives import OracleSameLabel
-    from contrastneg.objectives import Debiased, InfoNCE
+    from contrastneg.negatives import MemoryBank, OracleSameLabel
+    from contrastneg.objectives import Debiased, HardWeighted, InfoNCE
     from contrastneg.schedules import Linear
 
     assert settings_line(InfoNCE()) == "InfoNCE"
-    assert settings_line(Debiased(class_prior=0.05)) == "Debiased (class_prior 0.05)"
-    assert settings_line(MoCHi(pool=Linear(64, 8))) == "MoCHi (pool Linear (start 64, end 8))"
-    stages = [OracleSameLabel(), MoCHi(pool=8, warmup_epochs=0)]
-    assert stage_rows(stages) == [
-        ("stages", "1. OracleSameLabel (uses true labels)\n2. MoCHi (pool 8, warmup_epochs 0)")
-    ]
+    assert settings_line(Debiased()) == "Debiased (class_prior 0.1)"
+    hard = "HardWeighted (beta Linear (start 1, end 0, begin 0, finish 1), class_prior 0.1, detach_weights false)"
+    assert settings_line(HardWeighted(beta=Linear(1.0, 0.0))) == hard
+    assert "bank Bank (momentum 0.5, dtype float32, fill false))" in settings_line(MemoryBank())
+    lines = dict(stage_rows([OracleSameLabel(), MoCHi(pool=8)]))["stages"].splitlines()
+    assert lines[0] == "1. OracleSameLabel (action eliminate) (uses true labels)"
+    assert re.fullmatch(r"2\. MoCHi \(pool 8, pair_mixes \d+, query_mixes \d+, .*warmup_epochs \d+.*\)", lines[1])
     assert stage_rows([]) == []
     line = method_line(MoCo(**small(), queue_size=64, momentum=0.99), 32)
     assert line == "MoCo, momentum 0.99, up to 64 queued keys per query"
+
+
+def test_candidates_of_a_batch_are_both_views_of_the_others_in_simclr_and_their_keys_in_moco():
+    from contrastneg import MoCo, SimCLR
+    from contrastneg.card import method_line
+
+    assert method_line(SimCLR(**small()), 32) == "SimCLR, 62 batch negatives per query"
+    assert method_line(MoCo(**small(), queue_size=0), 32).endswith("31 batch negatives per query")
+
+
+@pytest.mark.parametrize(
+    ("warmup", "settings", "told"),
+    [
+        (3.0, {}, None),
+        (3.2, {}, "warms up for 3.2 epochs and the run ends after 3, at 95 % of the rate"),
+        (
+            1.0,
+            {"max_steps": 5},
+            "the run ends after 0.833, at 83 % of the rate (lower --method.optimizer.warmup_epochs",
+        ),
+        (1.0, {"max_steps": 6}, None),
+    ],
+)
+def test_a_learning_rate_that_is_still_on_its_way_up_at_the_end_is_told(warmup, settings, told):
+    from contrastneg import Optimizer, Pretrain, SimCLR
+    from contrastneg.card import warmup_notes
+
+    method = SimCLR(**small(), optimizer=Optimizer(warmup_epochs=warmup))
+    config = Pretrain(method=method, batch_size=10, accumulate=2, epochs=3, **settings)
+    notes = warmup_notes(method, config, images=120, world_size=1)
+    assert notes == [] if told is None else told in notes[0]
+
+
+@pytest.mark.parametrize(("name", "views"), [("MoCo", 1), ("SimCLR", 2)])
+def test_a_support_queue_that_the_run_never_fills_is_told(name, views):
+    import contrastneg
+    from contrastneg.card import queue_notes
+    from contrastneg.negatives import NeighbourPositive
+
+    queue = {"queue_size": 16} if name == "MoCo" else {}
+    for spare in (0, 1):
+        stages = [NeighbourPositive(size=3 * 96 * views + spare)]
+        method = getattr(contrastneg, name)(**small(), stages=stages, **queue)
+        config = contrastneg.Pretrain(method=method, epochs=3, batch_size=32)
+        notes = [note for note in queue_notes(method, config, images=100, world_size=1) if "support" in note]
+        assert len(notes) == spare
+        assert all(f"method.stages[0]: the support queue of {288 * views + 1} embeddings" in note for note in notes)
 
 
 def test_what_is_scored_and_on_what_is_said_in_plain_words():
@@ -141,14 +190,14 @@ def test_what_changes_images_and_batches_is_on_the_card_and_told_where_it_can_do
 
     small = Backbone(name="resnet9", width=0.125)
     mixed = MoCo(small, queue_size=32, mixing=UnMix(box=0.25))
-    walks = GraphWalkBatches(candidates=500)
-    assert image_rows(mixed, Pretrain(mixed)) == [("images become", "UnMix (box 0.25)")]
+    walks = GraphWalkBatches(candidates=500, neighbours=7)
+    assert image_rows(mixed, Pretrain(mixed)) == [("images become", "UnMix (alpha 1, box 0.25)")]
     assert image_rows(MoCo(small), Pretrain(mixed)) == []
     clear = SimCLR(small, adversary=CLAE(step=0.1))
-    assert image_rows(clear, Pretrain(clear, batches=walks)) == [
-        ("images become", "CLAE (step 0.1)"),
-        ("batches", "GraphWalkBatches (candidates 500)"),
-    ]
+    (become, changed), (batches, order) = image_rows(clear, Pretrain(clear, batches=walks))
+    assert (become, batches) == ("images become", "batches")
+    assert changed.startswith("CLAE (step 0.1, ")
+    assert order.startswith("GraphWalkBatches (candidates 500, neighbours 7, ")
     assert "candidates come from the queue" in batches_notes(mixed, Pretrain(mixed, batches=walks))[0]
     for method in (clear, MoCo(small, queue_size=0)):
         assert batches_notes(method, Pretrain(method, batches=walks)) == []
@@ -161,5 +210,17 @@ def test_a_loss_of_several_positives_that_nothing_attracts_is_told():
     from contrastneg.objectives import MultiPositive
 
     small = {"backbone": Backbone(name="resnet9", width=0.125), "queue_size": 32, "loss": MultiPositive()}
-    assert "no stage attracts any" in stage_notes(MoCo(**small))[0]
-    assert stage_notes(MoCo(**small, stages=[SameCluster(action="attract")])) == []
+    assert "no stage attracts any" in stage_notes(MoCo(**small), 8)[0]
+    assert stage_notes(MoCo(**small, stages=[SameCluster(action="attract")]), 8) == []
+
+
+@pytest.mark.parametrize("mix", ["IMix", "UnMix"])
+@pytest.mark.parametrize("stage", ["SupportViews", "SupportMemory"])
+def test_stages_that_look_for_images_like_a_mixed_query_are_told(mix, stage):
+    from contrastneg import MoCo, mixing, negatives
+    from contrastneg.card import stage_notes
+
+    settings = {**small(), "queue_size": 32, "stages": [getattr(negatives, stage)()]}
+    (note,) = stage_notes(MoCo(**settings, mixing=getattr(mixing, mix)()), 8)
+    assert note.startswith(f"{mix} before {stage}: a mixed query shows two images")
+    assert stage_notes(MoCo(**settings), 8) == []

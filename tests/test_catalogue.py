@@ -117,6 +117,20 @@ def test_needs_come_from_the_classes():
     assert needs_of(OracleClassSize) == ["true labels (oracle)"]
 
 
+def test_what_takes_a_schedule_comes_from_the_classes(capsys):
+    from contrastneg.catalogue import scheduled_of
+    from contrastneg.losses import KeyMoments
+    from contrastneg.negatives import MoCHi, OracleSameLabel
+    from contrastneg.objectives import HardWeighted, InfoNCE
+
+    assert scheduled_of(HardWeighted) == ["beta", "class_prior"]
+    assert scheduled_of(MoCHi)[:3] == ["pool", "pair_mixes", "query_mixes"]
+    assert scheduled_of(OracleSameLabel) == scheduled_of(InfoNCE) == scheduled_of(KeyMoments) == []
+    _, printed = catalogue(capsys, "mochi", "--format", "json")
+    assert json.loads(printed.out)[0]["schedules"] == scheduled_of(MoCHi)
+    assert "schedule pool, pair_mixes, query_mixes" in " ".join(catalogue(capsys, "mochi")[1].out.split())
+
+
 def test_json_is_a_list_of_all_entries(capsys):
     status, printed = catalogue(capsys, "--format", "json")
     assert status == 0
@@ -142,6 +156,9 @@ def test_the_terminal_shows_every_entry_whole_within_its_width(capsys, monkeypat
     assert status == 0
     assert max(map(len, printed.out.splitlines())) <= columns
     assert "…" not in printed.out
+    words = printed.out.split()
+    assert {f"configs/{recipe}" for entry in entries() for recipe in entry.recipes} <= set(words)  # whole, to be copied
+    assert {name for entry in entries() for name in entry.class_names} <= {word.strip(",") for word in words}
     shown = re.sub(r"\s", "", printed.out)
     assert all(name in shown for name in public_classes())
     assert all(f"{entry.id}" in shown for entry in entries() if entry.id != "beyond")
@@ -151,9 +168,18 @@ def test_a_word_and_a_kind_choose_entries_and_what_finds_none_is_refused(capsys)
     _, printed = catalogue(capsys, "mochi", "--kind", "synthesize", "--format", "json")
     found = json.loads(printed.out)
     assert {record["id"] for record in found} == {"2.2g", "2.2h"}
+    for other in (["--kind", "synthesize", "mochi"], ["--kind=synthesize", "--format", "json", "mochi"]):
+        assert json.loads(catalogue(capsys, *other, "--format", "json")[1].out) == found
     status, printed = catalogue(capsys, "zebra")
     assert status == 2
     assert printed.err == "contrastneg: no entry of the catalogue holds 'zebra': search for another word, or for none\n"
+    for wrong, near in (("mochy", "MoCHi"), ("hardestsubsets", "HardestSubset"), ("debaised", "Debiased")):
+        status, printed = catalogue(capsys, wrong)
+        assert status == 2
+        assert printed.err == f"contrastneg: no entry of the catalogue holds {wrong!r}: did you mean {near}?\n"
+    status, printed = catalogue(capsys, "mochy", "--kind", "loss")
+    assert "of kind loss holds 'mochy'" in printed.err
+    assert "MoCHi?" not in printed.err  # which is no loss
     status, printed = catalogue(capsys, "--kind", "los")
     assert status == 2
     assert "choose from source, eliminate" in printed.err

@@ -238,8 +238,17 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
             ["shapes", "--method", "MoCo", "--method.loss", "Debiased", "--method.stages+=MoCHi"],
             "loss Debiased needs 'iid', which stage MoCHi takes away",
         ),
+        (
+            ["shapes", "--batch_size", "32", "--method.stages", "HardestSubset", "--method.stages.count", "63"],
+            "method.stages[0].count of HardestSubset is 63 but a batch has 62 candidates for a query: raise batch_size, or ask",
+        ),
+        (
+            ["shapes", "--batch_size", "32", "--method", "MoCo", "--method.queue_size", "0", "--method.stages", "MoCHi",
+             "--method.stages.pool", "32"],
+            "method.stages[0].pool of MoCHi is 32 but a batch has 31 candidates for a query",
+        ),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_is_one_line_that_helps_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in refusal(capsys, *arguments)

@@ -43,3 +43,24 @@ def test_help_of_a_class_names_its_settings_as_they_are_written(capsys):
     assert "--method.stages.pool POOL" in stage
     assert "--method.loss.class_prior CLASS_PRIOR" in page(capsys, "--method.loss.help", "Debiased")
     assert "--method.predictor.layers LAYERS" in page(capsys, "--method.predictor.help")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--method.loss.beta.help"],  # of one loss only
+        ["--method.loss", "HardWeighted", "--method.loss.class_prior.help"],
+        ["--method", "MoCo", "--method.loss=HardWeighted", "--method.loss.beta.help"],
+    ],
+)
+def test_help_of_a_setting_below_a_class_is_that_of_the_class_that_has_it(capsys, given):
+    text = page(capsys, "shapes", *given)
+    assert "--method.loss.beta BETA Tilt towards hard candidates" in text
+
+
+def test_help_says_which_numbers_may_be_schedules(capsys):
+    text = page(capsys, "--method.loss.help", "HardWeighted")
+    assert "a number or a schedule; default: 1" in text
+    assert (
+        "a number or a schedule" not in page(capsys, "--method.loss.help", "SogCLR").partition("--method.loss.gamma")[0]
+    )

@@ -35,6 +35,11 @@ def stages_file(tmp_path, *stages):
         ("contrastneg.negatives.MoCHy", {}, "module 'contrastneg.negatives' has no class 'MoCHy': did you mean MoCHi?"),
         ("MoCHi", {"warmup_epochs": "abc"}, "method.stages.warmup_epochs is abc: give a number"),
         ("torch.nn.Linear", {}, "torch.nn.Linear, which is no Stage"),
+        ("MetadataTiers", {}, "method.stages.tiers is missing: MetadataTiers needs it, for instance "
+         "{class_path: MetadataTiers, init_args: {tiers: [{column: NAME}]}}"),
+        ("MetadataTiers", {"tiers": [{"action": "remove"}]}, "tiers.column is missing: Tier needs it, for instance {column: NAME}"),
+        ("MoCHi", {"pool": {"class_path": "Linear"}}, "method.stages.pool.start and method.stages.pool.end are missing: Linear needs them"),
+        ("SameCluster", {"clusters": 500}, "method.stages.clusters is 500: give a list of whole numbers, for instance [2]"),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_path, stage, settings, words):
@@ -58,6 +63,14 @@ def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_
         (["shapes", "--method", "MoCo", "--method.mixing", "UnMix", "--method.mixing.box", "abc"],
          "method.mixing.box is abc: give a number"),
         (["shapes", "--method", "MoCo", "--method.adversary.step", "1"], "there is no setting 'adversary.step' in MoCo: SimCLR has it"),
+        (["shapes", "--method.stages", "MetadataTiers"], "method.stages.tiers is missing: MetadataTiers needs it"),
+        (["shapes", "--method.stages", "SameCluster", "--method.stages.clusters", "500"],
+         "method.stages.clusters is 500: give a list of whole numbers, for instance [2]"),
+        (["shapes", "--method.optimizer.betas", "1"], "method.optimizer.betas is 1: give a list of 2 numbers, for instance [0.5, 0.5]"),
+        (["shapes", "--method.loss.temperature.help"], "there is no setting method.loss.temperature: --method.loss.help lists"),
+        (["shapes", "--method.loss.class_prior.help"], "method.loss.class_prior is a setting of Debiased, HardWeighted: --method.loss.help "
+         "Debiased tells its meaning"),
+        (["--method.stages.count.help"], " more: --method.stages.help AdaptiveCount tells its meaning"),
         (["--epochs.help"], "epochs takes a whole number: `contrastneg pretrain --help` tells its meaning"),
         (["--method.stages.help", "int"], "there is no class 'int' here"),
         (["--method.help", "MoC"], "there is no class 'MoC' here: did you mean MoCo?"),
@@ -66,6 +79,22 @@ def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_answered_in_words(arguments, words):
     assert words in answer(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["MetadataTiers", "ColumnSize", "Linear", "Step", "Ramp"])
+def test_the_example_of_a_class_is_legal(kind):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    from contrastneg import negatives, schedules
+    from contrastneg.annotations import example
+    from contrastneg.negatives import Popularity, Stage
+    from contrastneg.schedules import Schedule
+
+    named = getattr(negatives, kind, None) or getattr(schedules, kind)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--thing", type=Stage | Popularity | Schedule)
+    assert type(parser.instantiate(parser.parse_object({"thing": yaml.safe_load(example(named))})).thing) is named
 
 
 @pytest.mark.parametrize(

@@ -35,5 +35,6 @@ def test_every_public_name_can_be_imported_listed_and_is_declared_for_type_check
         assert getattr(contrastneg, name) is getattr(importlib.import_module(f"contrastneg.{home}"), name)
         assert name in dir(contrastneg)
         assert f" import {name} as {name}\n" in declared, name
+    assert {"Batches", "GraphWalkBatches", "ShuffledBatches"} <= set(contrastneg._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'Moco'"):
         _ = contrastneg.Moco

@@ -46,6 +46,45 @@ def test_a_stage_of_ones_own_is_named_by_its_import_path_and_survives_the_checkp
     assert build_method(type(method), dict(method.hparams)).stages == method.stages
 
 
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "DropHardest" not in block])
+def test_the_other_settings_of_the_readme_are_taken(tmp_path, block):
+    from contrastneg.commandline import parse_pretrain
+
+    (tmp_path / "c.yaml").write_text(block)
+    assert len(parse_pretrain(["shapes", "--config", str(tmp_path / "c.yaml")])[0].method.stages) == 2
+
+
+def test_the_own_stage_of_the_readme_trains_with_the_settings_as_printed_and_with_a_small_queue(tmp_path):
+    (tmp_path / "my_module.py").write_text(next(block for block in blocks("python") if "class DropHardest" in block))
+    (tmp_path / "own.yaml").write_text(next(block for block in blocks("yaml") if "DropHardest" in block))
+    tiny = {
+        "--max_steps": "2", "--limit_images": "64", "--batch_size": "32", "--method.backbone.name": "resnet9",
+        "--method.backbone.width": "0.125", "--method.queue_size": "64", "--final_scores": "false", "--knn_every": "0",
+        "--probe": "false", "--accelerator": "cpu", "--run": "run", "--log_every": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "contrastneg", "pretrain", "shapes", "--config", "own.yaml"]
+    process = subprocess.run(
+        [*command, *(word for pair in tiny.items() for word in pair)],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "negatives/1_DropHardest/kept" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_schedules_are_given_as_the_readme_says(tmp_path):
+    from contrastneg.commandline import parse_pretrain
+    from contrastneg.schedules import Linear
+
+    yaml, options = re.findall(r"`(beta: .*?\}\})`.*?`(--method.loss.beta .*?)`", README, re.DOTALL)[0]
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"method: {{class_path: MoCo, init_args: {{loss: {{class_path: HardWeighted, init_args: {{{yaml}}}}}}}}}"
+    )
+    given = (["--config", str(file)], ["--method", "MoCo", "--method.loss", "HardWeighted", *options.split()])
+    for arguments in given:
+        assert parse_pretrain(["shapes", *arguments])[0].method.objective.beta == Linear(1.0, 0.0)
+
+
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     space = {}

@@ -27,12 +27,12 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         capacity: Keys that the queue holds when full; None without a queue.
 
     Raises:
-        ValueError: A stage comes too early or too late, needs what an earlier one took away or nobody gives, or asks for
-            more candidates than the queue holds.
+        ValueError: A stage comes too early or too late, needs what an earlier one took away or nobody gives, throws away
+            what another source chose, or asks for more candidates than the queue holds.
     """
     holds = {"iid", "plain mass", "all ranks", "candidates of the method", *provides}
     taken: dict[str, str] = {}
-    furthest, before = 0, ""
+    furthest, before, source = 0, "", ""
     for number, stage in enumerate(stages):
         name = type(stage).__name__
         place = KINDS.index(stage.kind)
@@ -53,6 +53,12 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         for need in sorted(stage.needs - holds):
             why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
             raise ValueError(f"{key_of(number)}, {name} needs {need!r}, which {why}: leave one of them out")
+        if source and stage.chooses and getattr(stage, "combine", None) == "replace":
+            raise ValueError(
+                f"{key_of(number)}, {name} replaces the candidates that {source} chose: give it combine append, or leave one of "
+                "them out"
+            )
+        source = name if stage.chooses else source
         if stage.kind in taken:
             raise ValueError(
                 f"{key_of(number)}, {name} stands after {taken[stage.kind]}, which knows no probability of candidates that "
@@ -62,9 +68,23 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         breaks = stage.breaks | ({"candidates of the method"} if stage.chooses else set())
         taken.update(dict.fromkeys(breaks, name))
         holds = (holds | stage.gives) - breaks
-    if capacity is not None:  # until a source takes others
-        for number, stage in enumerate(takewhile(lambda stage: not stage.chooses, stages)):
-            check_counts(number, stage, stage.of_candidates, capacity, "the queue holds {} keys: raise queue_size")
+    if capacity is not None:
+        check_candidates(stages, capacity, "the queue holds {} keys: raise queue_size")
+
+
+def check_candidates(stages: Sequence[Stage], most: int, why: str) -> None:
+    """Refuse stages that ask for more of a method's own candidates than there can be.
+
+    Args:
+        stages: The stages in order; those after a source that chooses candidates meet others.
+        most: Candidates that there can be.
+        why: See :func:`check_counts`.
+
+    Raises:
+        ValueError: A stage does.
+    """
+    for number, stage in enumerate(takewhile(lambda stage: not stage.chooses, stages)):
+        check_counts(number, stage, stage.of_candidates, most, why)
 
 
 def check_counts(number: int, stage: Stage, names: Sequence[str], most: int, why: str) -> None:

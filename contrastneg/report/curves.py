@@ -1,6 +1,7 @@
 """Which quantities of metrics.csv the page draws, and how."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,23 @@ class Curve:
     scale: float = 1.0
     from_zero: bool = False
     remark: str = ""
+
+
+Column = list[float | None]
+"""A column of metrics.csv; None where a row does not have it."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The horizontal axis of all charts: when each row of metrics.csv was written."""
+
+    title: str
+    unit: str
+    times: list[float]
+
+    def points(self, column: Column, scale: float) -> list[tuple[float, float]]:
+        """The values that a column has, each at its time."""
+        return [(x, scale * y) for x, y in zip(self.times, column, strict=True) if y is not None]
 
 
 STEPS_AND_EPOCHS = "thin: logged steps, thick: mean of each epoch"
@@ -39,57 +57,58 @@ CURVES = (
     Curve("Learning rate", "", ("train/lr",), 1.0, True),
     Curve("Momentum of the key encoder", "", ("train/momentum",)),
     Curve("Speed", "images/s", ("speed/images_per_second",), 1.0, True),
-    Curve("Queue fill", "%", ("candidates/queue_fill", "epoch/queue_fill"), 100.0, True, STEPS_AND_ENDS),
-    Curve(
-        "Own keys in the queue (excluded)",
-        "%",
-        ("candidates/own", "epoch/own"),
-        100.0,
-        True,
-        f"keys of the query's own image; {STEPS_AND_ENDS}",
-    ),
-    Curve(
-        "Same class among the candidates",
-        "%",
-        ("candidates/same_class", "epoch/same_class"),
-        100.0,
-        True,
-        f"different images with the query's label: false negatives; {STEPS_AND_ENDS}",
-    ),
 )
 
 
-def charts(metrics: dict[str, list[float | None]], rows: list[dict[str, Any]]) -> list[tuple[Chart, str]]:
-    """All charts that have numbers, with the remark under each title."""
+def charts(metrics: Mapping[str, Column], rows: list[dict[str, Any]]) -> list[tuple[Chart, str]]:
+    """All charts of the training that have numbers, with the remark under each title."""
+    axis = axis_of(metrics)
+    return [] if axis is None else curve_charts(CURVES, metrics, axis, rows)
+
+
+def axis_of(metrics: Mapping[str, Column]) -> Axis | None:
+    """Training time where it is known, else optimizer steps; None where nothing is logged."""
     times = metrics.get("seconds") or metrics.get("step") or []
     known = finite(times)
     if not known:
-        return []
-    x_title, x_unit, per = time_axis(max(known)) if "seconds" in metrics else ("optimizer steps", "steps", 1.0)
+        return None
+    title, unit, per = time_axis(max(known)) if "seconds" in metrics else ("optimizer steps", "steps", 1.0)
+    return Axis(title, unit, [math.nan if t is None else t / per for t in times])
+
+
+def curve_charts(
+    curves: Sequence[Curve], metrics: Mapping[str, Column], axis: Axis, rows: Sequence[dict[str, Any]] = ()
+) -> list[tuple[Chart, str]]:
+    """Those of some charts that have numbers, with the remark under each title; ``rows`` are of the score table."""
     found = []
-    for curve in CURVES:
-        series = columns_of(curve, metrics, [math.nan if t is None else t / per for t in times])
+    for curve in curves:
         levels = baselines(rows) if curve.columns == ("knn/top1",) else []
         chart = draw(
-            curve.title, curve.unit, series, x_title=x_title, x_unit=x_unit, levels=levels, from_zero=curve.from_zero
+            curve.title,
+            curve.unit,
+            columns_of(curve, metrics, axis),
+            x_title=axis.title,
+            x_unit=axis.unit,
+            levels=levels,
+            from_zero=curve.from_zero,
         )
         if chart is not None:
             found.append((chart, remark(curve, levels)))
     return found
 
 
-def columns_of(curve: Curve, metrics: dict[str, list[float | None]], times: list[float]) -> list[Series]:
+def columns_of(curve: Curve, metrics: Mapping[str, Column], axis: Axis) -> list[Series]:
     """The curve's columns as series; a column equal to an earlier one is left out."""
     series: list[Series] = []
     for name in (name for name in curve.columns if name in metrics):
-        points = [(x, curve.scale * y) for x, y in zip(times, metrics[name], strict=True) if y is not None]
+        points = axis.points(metrics[name], curve.scale)
         if points and all(points != other.points for other in series):
             faint = name.startswith(("train/", "candidates/")) and len(curve.columns) > 1
             series.append(Series(name, points, "faint" if faint else "main"))
     return series
 
 
-def baselines(rows: list[dict[str, Any]]) -> list[Level]:
+def baselines(rows: Sequence[dict[str, Any]]) -> list[Level]:
     """Final kNN scores of everything but the pretrained encoder."""
     scores = [(str(row.get("features", "?")), number(row.get("knn_top1"))) for row in rows[1:]]
     return [Level(f"{name} {value:.1f}", value) for name, value in scores if math.isfinite(value)]

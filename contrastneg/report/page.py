@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from contrastneg.report.candidates import candidate_charts, has_stages
 from contrastneg.report.curves import charts
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
@@ -49,6 +50,8 @@ class Page:
     table: list[TableRow]
     table_remark: str
     charts: list[tuple[Chart, str]]
+    negatives: list[tuple[Chart, str]]
+    negatives_remark: str
     pairs: list[tuple[Shown, Shown]]
     neighbours: list[Row]
     neighbour_remark: str
@@ -98,6 +101,8 @@ def build_page(records: Records) -> Page:
         table=score_rows(rows),
         table_remark=table_remark(rows),
         charts=charts(records.metrics, rows),
+        negatives=candidate_charts(records.metrics),
+        negatives_remark=negatives_remark(records),
         pairs=view_pairs(records.pictures),
         neighbours=neighbours,
         neighbour_remark=neighbour_remark(records, neighbours),
@@ -116,6 +121,9 @@ def absent(problems: dict[str, str]) -> dict[str, str]:
             "summary.json", "No scores: the run was not scored, or its data have no labels or test images."
         ),
         "curves": problems.get("metrics.csv", "metrics.csv has no numbers yet."),
+        "negatives": problems.get(
+            "metrics.csv", "The run logged nothing of its candidates: that takes stages, a queue, or labels."
+        ),
         "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
         "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
         "command": problems.get("environment.json", "environment.json names no command."),
@@ -221,6 +229,13 @@ def table_remark(rows: list[dict[str, Any]]) -> str:
         f"kNN: weighted vote of the {voters(rows)} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
         " features. Both are scored on test images."
     )
+
+
+def negatives_remark(records: Records) -> str:
+    """Whose numbers the charts of the candidates show."""
+    if has_stages(records.metrics):
+        return "What the stages did to the candidates of a query, at the logged steps: a line for each stage, in their order."
+    return "No stage edits the candidates of this run: they are those of its queue or batch."
 
 
 def neighbour_remark(records: Records, rows: list[Row]) -> str:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 350, 12, 176  # edges of the plotting area
 MAX_POINTS = 300  # longer series are averaged in runs of neighbours: more points than pixels only cost bytes
 MAX_HOVERS = 60
+STAGE_STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")  # of colour and dashes, see page.css
 LABEL_GAP = 12  # least distance of two labels of levels, in the chart's units
 
 Point = tuple[float, float]
@@ -20,7 +20,8 @@ class Series:
 
     label: str
     points: list[Point]
-    style: Literal["main", "faint"] = "main"
+    style: str = "main"
+    """One of main, faint, before and ``STAGE_STYLES``, which ``page.css`` draws."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Chart:
     lines: list[Line]
     levels: list[DrawnLevel]
     remark: str
+    legend: bool
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -147,6 +149,7 @@ def draw(
     x_unit: str,
     levels: Sequence[Level] = (),
     from_zero: bool = False,
+    legend: bool = False,
 ) -> Chart | None:
     """Lay out a chart; None where no series has a finite value.
 
@@ -159,7 +162,8 @@ def draw(
         x_title: Title of the horizontal axis with its unit.
         x_unit: Short unit of the horizontal axis.
         levels: Horizontal lines to compare with.
-        from_zero: Whether the vertical axis starts at 0, as it should for shares and speeds.
+        from_zero: Whether the vertical axis has 0 on it, as it should for shares and speeds.
+        legend: Whether the lines are named under the title; otherwise what tells them apart is said in words.
     """
     finite = [[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])] for s in series]
     kept = [(s, thin(points)) for s, points in zip(series, finite, strict=True) if points]
@@ -167,8 +171,9 @@ def draw(
         return None
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points] + [level.value for level in levels]
-    low, high = (min(0.0, *ys), max(ys) or 1.0) if from_zero else (min(ys), max(ys))
-    y_ticks = nice_ticks(low, high)
+    if from_zero:
+        ys.append(0.0 if any(ys) else 1.0)
+    y_ticks = nice_ticks(min(ys), max(ys))
     x_ticks = nice_ticks(0.0, max(xs) or 1.0)
     x_end = max(xs) or 1.0
     y_span = y_ticks[-1] - y_ticks[0]
@@ -185,12 +190,13 @@ def draw(
         title=title,
         unit=unit,
         x_title=x_title,
-        description=describe(title, unit, x_unit, *kept[-1]),
+        description="; ".join(describe(title, unit, x_unit, *one) for one in (kept if legend else kept[-1:])),
         x_ticks=[Tick(across(x), tick_text(x, x_step)) for x in x_ticks if x <= x_end * 1.001],
         y_ticks=[Tick(down(y), tick_text(y, y_step)) for y in y_ticks],
         lines=[line(s, points, [(across(x), down(y)) for x, y in points], unit, x_unit) for s, points in kept],
         levels=draw_levels([(down(level.value), level.label) for level in levels]),
         remark=f"{dropped} {'value is' if dropped == 1 else 'values are'} not finite and not drawn" if dropped else "",
+        legend=legend,
     )
 
 
@@ -215,10 +221,11 @@ def describe(title: str, unit: str, x_unit: str, series: Series, points: list[Po
     """The chart in one sentence, for readers who do not see it."""
     (_, first), (end, last) = points[0], points[-1]
     values = [y for _, y in points]
+    said, of = f"{title} ({series.label}):", f" {unit}".rstrip()
     if len(points) == 1:
-        return f"{title}: {value_text(last)} {unit} after {value_text(end)} {x_unit}".strip()
+        return f"{said} {value_text(last)}{of} after {value_text(end)} {x_unit}"
     return (
-        f"{title} ({series.label}): from {value_text(first)} to {value_text(last)} {unit} in {value_text(end)} {x_unit},"
+        f"{said} from {value_text(first)} to {value_text(last)}{of} in {value_text(end)} {x_unit},"
         f" between {value_text(min(values))} and {value_text(max(values))}"
     )
 

@@ -79,6 +79,20 @@ def test_a_bank_of_learned_vectors_does_not_throw_away_what_another_source_took(
     )
 
 
+@pytest.mark.parametrize("name", [name for name in SOURCES if hasattr(stages_of(name)[0], "combine")])
+def test_no_source_replaces_what_another_chose(name):
+    (second,) = built(Stage, [named(name, STAGES[name] | {"combine": "replace"})])
+    with pytest.raises(ValueError, match=".") as refused:
+        check_pipeline([*stages_of("MemoryBank"), second], PROVIDES)
+    assert str(refused.value) == (
+        f"method.stages[1], {name} replaces the candidates that MemoryBank chose: give it combine append, or leave one of them "
+        "out"
+    )
+    (beside,) = built(Stage, [named(name, STAGES[name] | {"combine": "append"})])
+    check_pipeline([*stages_of("MemoryBank"), beside], PROVIDES)
+    check_pipeline([*stages_of("NeighbourPositive"), second], PROVIDES)  # which chooses no candidates
+
+
 @pytest.mark.parametrize(
     "later", ["PopularityWeight", "PopularSubset", "SamplingCorrection", "SameCluster", "HardCache"]
 )
@@ -195,21 +209,23 @@ def test_what_only_looks_as_if_it_composed_is_built_and_noted_once(row):
     stages = make()
     check_pipeline(stages, PROVIDES)
     check_objective(loss, stages, 0.2)
-    (found,) = doubts(stages, loss, in_batch=False)
+    (found,) = doubts(stages, loss, batch=None)
     assert found.startswith(note)
 
 
 def test_attraction_among_a_batch_is_noted_unless_it_is_the_oracles_or_a_queue_is_there():
     attracting = built(Stage, [named("SameCluster", {"action": "attract"})])
-    (note,) = doubts(attracting, MultiPositive(), in_batch=True)
-    assert note.startswith("SameCluster attracts among the batch alone")
-    assert doubts(attracting, MultiPositive(), in_batch=False) == []
-    assert doubts(built(Stage, [named("OracleSameLabel", {"action": "attract"})]), MultiPositive(), in_batch=True) == []
+    (note,) = doubts(attracting, MultiPositive(), batch=510)
+    assert note.startswith(
+        "SameCluster attracts among the batch alone, 510 candidates a query: with more classes than that"
+    )
+    assert doubts(attracting, MultiPositive(), batch=None) == []
+    assert doubts(built(Stage, [named("OracleSameLabel", {"action": "attract"})]), MultiPositive(), batch=510) == []
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_alone_gives_no_doubt(name):
-    assert doubts(stages_of(name), InfoNCE(), in_batch=False) == []
+    assert doubts(stages_of(name), InfoNCE(), batch=None) == []
 
 
 def test_doubts_stand_among_the_notes_of_the_start_card():
@@ -217,5 +233,5 @@ def test_doubts_stand_among_the_notes_of_the_start_card():
     from contrastneg.card import stage_notes
 
     small = {"backbone": Backbone(name="resnet9", width=0.125), "projector": Head(out=16), "queue_size": 512}
-    (note,) = stage_notes(MoCo(**small, stages=[SoftmaxSubset(), HardnessWeight()]))
+    (note,) = stage_notes(MoCo(**small, stages=[SoftmaxSubset(), HardnessWeight()]), 8)
     assert note.startswith("SoftmaxSubset before HardnessWeight")

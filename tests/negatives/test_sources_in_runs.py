@@ -58,30 +58,43 @@ def trained(model, epochs, ckpt_path=None, callbacks=()):
     return trainer
 
 
-@pytest.mark.parametrize("combine", ["append", "replace"])
-def test_every_source_trains_from_plain_settings(combine):
-    stages = [(name, settings | {"combine": combine}) for name, settings in SMALL.items()]
-    if combine == "replace":  # one after the other, each takes the place of the last
-        stages.append(("UniformSubset", {"count": 3}))
-        stages.append(("MoCHi", {"pool": 4, "pair_mixes": 3, "query_mixes": 2, "warmup_epochs": 1.0}))
-    model = method("MoCo", stages, symmetric=True)
-    trainer = trained(model, 3)
-    assert trainer.callback_metrics["train/loss"].isfinite()
-    for name, stage in zip(SMALL, model.stages, strict=False):
-        assert len(stage.memory) == 40, name
+def test_all_sources_train_together_from_plain_settings():
+    model = method(
+        "MoCo", [(name, settings | {"combine": "append"}) for name, settings in SMALL.items()], symmetric=True
+    )
+    assert trained(model, 3).callback_metrics["train/loss"].isfinite()
+    check_memories(model)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_source_trains_in_the_place_of_the_queue_before_other_stages(name):
+    after = [
+        ("UniformSubset", {"count": 3}),
+        ("MoCHi", {"pool": 4, "pair_mixes": 3, "query_mixes": 2, "warmup_epochs": 1.0}),
+    ]
+    model = method("MoCo", [(name, SMALL[name] | {"combine": "replace"}), *after])
+    assert trained(model, 2).callback_metrics["train/loss"].isfinite()
+    check_memories(model)
+
+
+def check_memories(model):
+    """All images are remembered by each source, those on a graph have built it, and all of it is in the checkpoint."""
+    sources = [stage for stage in model.stages if type(stage).__name__ in SMALL]
+    for stage in sources:
+        assert len(stage.memory) == 40, stage
         assert not hasattr(stage, "graph") or stage.graph.built >= 1
     names = [key for key in model.state_dict() if key.startswith("pipeline")]
-    assert sum(key.endswith("memory.keys") for key in names) == len(SMALL)
+    assert sum(key.endswith("memory.keys") for key in names) == len(sources)
 
 
 def test_both_views_of_a_batch_may_meet_remembered_images():
-    model = method("SimCLR", [("MemoryBank", {"count": 16, "combine": "append"}), ("HardCache", SMALL["HardCache"])])
+    model = method("SimCLR", [(name, SMALL[name] | {"combine": "append"}) for name in ("MemoryBank", "HardCache")])
     assert trained(model, 2).callback_metrics["train/loss"].isfinite()
     assert (model.stages[1].cache >= 0).any(dim=1).sum() == 40
 
 
 def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
-    stages = [("HardCache", SMALL["HardCache"] | {"combine": "append"}), ("MetropolisChain", SMALL["MetropolisChain"])]
+    stages = [(name, SMALL[name] | {"combine": "append"}) for name in ("HardCache", "MetropolisChain")]
 
     class Keep(pl.Callback):
         def on_train_epoch_end(self, trainer, module):

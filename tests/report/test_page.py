@@ -238,6 +238,91 @@ def test_each_logged_quantity_has_its_chart(run: Path) -> None:
     assert "from 41.25 to 78.75 % in 6.045 min" in knn
 
 
+NUMBERS_OF_STAGES = {
+    "negatives/all/kept": 510,
+    "negatives/all/effective": 510,
+    "negatives/all/same_class": 0.1,
+    "negatives/all/empty_rows": 0,
+    "negatives/2_MoCHi/kept": 538,
+    "negatives/2_MoCHi/effective": 533,
+    "negatives/2_MoCHi/same_class": 0.025,
+    "negatives/2_MoCHi/empty_rows": 0.5,
+    "negatives/1_SameCluster/kept": 506,
+    "negatives/1_SameCluster/effective": 506,
+    "negatives/1_SameCluster/same_class": 0.025,
+    "negatives/1_SameCluster/empty_rows": 0.25,
+    "negatives/1_SameCluster/found": 4,
+    "negatives/1_SameCluster/precision": "nan",
+    "negatives/1_SameCluster/recall": 0.75,
+    "negatives/1_SameCluster/accepted": 0.125,
+    "negatives/1_SameCluster/of_ones_own": 7,
+    "loss/accuracy": 0.625,
+}
+
+
+def write_stages(run: Path, numbers: dict) -> None:
+    """Metrics of two logged steps of a run; where precision is known only in the second."""
+    names = ["step", "epoch", "seconds", "train/loss", "candidates/same_class", *numbers]
+    second = {**numbers, **({"negatives/1_SameCluster/precision": 0.5} if numbers else {})}
+    rows = [["0", "0", "1", "5", "0.1", *numbers.values()], ["1", "0", "2", "4", "0.1", *second.values()]]
+    (run / "metrics.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+
+
+def test_what_the_stages_did_has_a_chart_a_number_with_a_line_a_stage_and_its_definition(run: Path) -> None:
+    write_stages(run, NUMBERS_OF_STAGES)
+    page = page_of(run)
+    section = page[page.index('id="negatives"') : page.index('id="views"')]
+    labels = [str(chart["aria-label"]) for chart in Elements(section).all("svg")]
+    assert [label.partition(" (")[0] for label in labels] == [
+        "Candidates kept", "Removed or added", "Effective number of negatives", "Same class among the candidates",
+        "False negatives found", "Precision of what is found", "Recall of what is found", "Queries with nothing left",
+        "Clustered images believed", "Of ones own", "Proxy accuracy after the stages",
+    ]  # fmt: skip
+    told = dict(zip([label.partition(" (")[0] for label in labels], labels, strict=True))
+    assert re.search(
+        r"before the stages\): from 510 .*\(1. SameCluster\): from 506 .*\(2. MoCHi\): from 538 ", labels[0]
+    )
+    change = "(1. SameCluster): from -4 to -4 per query in 2 s, between -4 and -4; Removed or added (2. MoCHi): from 32 to 32 "
+    assert change in told["Removed or added"]
+    assert "from 10 to 10 %" in told["Same class among the candidates"]
+    assert "(1. SameCluster): from 2.5 to 2.5 %" in told["Same class among the candidates"]
+    assert told["Recall of what is found"].startswith("Recall of what is found (1. SameCluster): from 75 to 75 %")
+    assert told["Precision of what is found"].endswith("(1. SameCluster): 50 % after 2 s")
+    text = " ".join(Elements(section).text.split())
+    assert (
+        "share of the found candidates that are of the query's true class; no number where none is found; 1 value is not finite"
+        in text
+    )
+    assert "as the stage reports it" in text
+    assert "a line for each stage" in text
+    legend = [str(entry["class"]) for entry in Elements(section).all("li")][:3]
+    assert legend == ["before", "stage1", "stage2"]
+    drawn = [str(group["class"]) for group in Elements(section).all("g") if "line" in str(group.get("class"))][:3]
+    assert drawn == [f"line {name}" for name in legend]
+
+
+def test_a_chart_of_changes_has_no_change_on_its_axis() -> None:
+    from contrastneg.report.plots import Series, draw
+
+    for low, high in ((-40, -4), (4, 40), (0, 0)):
+        chart = draw("Change", "", [Series("a", [(0.0, low), (1.0, high)])], x_title="", x_unit="s", from_zero=True)
+        assert chart is not None
+        assert 0 in [float(tick.text) for tick in chart.y_ticks]
+
+
+def test_a_run_without_stages_shows_its_queue_and_one_with_nothing_says_so(run: Path) -> None:
+    section = page_of(run).partition('id="negatives"')[2].partition('id="views"')[0]
+    assert "No stage edits the candidates of this run" in section
+    assert len(Elements(section).all("svg")) == 3
+    assert "thin: logged steps, thick: last step of each epoch" in section
+    (run / "metrics.csv").write_text("step,epoch,seconds,train/loss\n0,0,1,5\n")
+    section = page_of(run).partition('id="negatives"')[2].partition('id="views"')[0]
+    assert (
+        '<p class="absent">The run logged nothing of its candidates: that takes stages, a queue, or labels.' in section
+    )
+    assert "<svg" not in section
+
+
 def test_a_cut_last_line_of_metrics_is_left_out(run: Path) -> None:
     page = page_of(run)
     assert "7777" not in page
@@ -281,7 +366,7 @@ def test_a_missing_or_damaged_record_costs_only_its_sections(run: Path, name: st
 
 def test_an_empty_folder_gives_a_page_of_sentences(tmp_path: Path) -> None:
     page = page_of(tmp_path)
-    assert page.count('class="absent"') == 7
+    assert page.count('class="absent"') == 8
     assert "<img" not in page
 
 
@@ -349,7 +434,10 @@ def browser():
         chromium.close()
 
 
-def test_a_browser_shows_the_page_at_all_widths_and_in_the_dark(run: Path, browser) -> None:
+@pytest.mark.parametrize("stages", [False, True])
+def test_a_browser_shows_the_page_at_all_widths_and_in_the_dark(run: Path, browser, stages: bool) -> None:
+    if stages:
+        write_stages(run, NUMBERS_OF_STAGES)
     page_of(run)
     backgrounds = {}
     for width, scheme in ((1280, "light"), (390, "light"), (390, "dark")):

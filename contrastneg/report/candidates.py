@@ -1,0 +1,178 @@
+"""The page's charts of the candidates: what each stage did to them, what it found, and the queue."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from contrastneg.report.curves import STEPS_AND_ENDS, Axis, Column, Curve, axis_of, curve_charts
+from contrastneg.report.plots import STAGE_STYLES, Chart, Series, draw
+
+OF_STAGE = re.compile(r"negatives/(?:all|(\d+)_([^/]+))/(.+)")  # "all" is the table before the first stage
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that is logged of the stages, and what it means."""
+
+    title: str
+    unit: str
+    meaning: str
+    scale: float = 1.0
+    from_zero: bool = True
+
+
+CHANGE = Measure(
+    "Removed or added", "per query", "candidates that a stage leaves less those it met: removed below 0, added above"
+)
+MEASURES = {
+    "kept": Measure("Candidates kept", "per query", "candidates whose weight is above 0, before the stages and after each"),
+    "effective": Measure(
+        "Effective number of negatives",
+        "per query",
+        "e to the entropy of a query's weights: as many candidates of equal weight would be as spread out",
+    ),
+    "same_class": Measure(
+        "Same class among the candidates",
+        "%",
+        "share of the weight that lies on candidates of the query's true class, which are false negatives",
+        100.0,
+    ),
+    "found": Measure(
+        "False negatives found", "per query", "candidates that a stage took for false negatives, and removed or attracted"
+    ),
+    "precision": Measure(
+        "Precision of what is found",
+        "%",
+        "share of the found candidates that are of the query's true class; no number where none is found",
+        100.0,
+    ),
+    "recall": Measure(
+        "Recall of what is found", "%", "share of the candidates of the query's true class that are found", 100.0
+    ),
+    "empty_rows": Measure("Queries with nothing left", "%", "share of the queries that have no candidate", 100.0),
+    "accepted": Measure("Clustered images believed", "%", "share of the images whose cluster the stage believes", 100.0),
+    "threshold": Measure(
+        "Threshold of false negatives", "cosine", "mean of the images' own cosines above which a candidate is taken for one",
+        from_zero=False,
+    ),
+    "similarity": Measure(
+        "Similarity of the neighbour", "cosine", "mean cosine of an embedding and the neighbour that stands for it",
+        from_zero=False,
+    ),
+    "own_image": Measure("Neighbours of the same image", "%", "share of the neighbours that show the query's own image", 100.0),
+    "neighbour_same_class": Measure(
+        "Neighbours of the same class", "%", "share of the neighbours that are of the query's true class", 100.0
+    ),
+}  # fmt: skip
+LOSS = {
+    "loss/accuracy": Measure(
+        "Proxy accuracy after the stages",
+        "%",
+        "share of queries nearest to their own positive, among the candidates that the stages leave",
+        100.0,
+    ),
+    "loss/floor": Measure(
+        "Queries at the floor of the loss",
+        "%",
+        "share of the queries whose negatives get no gradient, because their debiased sum is below its least possible value",
+        100.0,
+    ),
+}
+QUEUE = (
+    Curve(
+        "Queue fill",
+        "%",
+        ("candidates/queue_fill", "epoch/queue_fill"),
+        100.0,
+        True,
+        f"slots of the queue that hold a key; {STEPS_AND_ENDS}",
+    ),
+    Curve(
+        "Own keys in the queue (excluded)",
+        "%",
+        ("candidates/own", "epoch/own"),
+        100.0,
+        True,
+        f"keys of the query's own image; {STEPS_AND_ENDS}",
+    ),
+    Curve(
+        "Same class among the candidates",
+        "%",
+        ("candidates/same_class", "epoch/same_class"),
+        100.0,
+        True,
+        f"different images with the query's label: false negatives; {STEPS_AND_ENDS}",
+    ),
+)
+
+
+def candidate_charts(metrics: Mapping[str, Column]) -> list[tuple[Chart, str]]:
+    """All charts of the candidates that have numbers, with the meaning under each title."""
+    axis = axis_of(metrics)
+    if axis is None:
+        return []
+    numbers = numbers_of_stages(metrics)
+    found: list[tuple[Measure, list[Series]]] = []
+    for name in sorted(numbers, key=lambda name: list(MEASURES).index(name) if name in MEASURES else len(MEASURES)):
+        measure = MEASURES.get(name) or Measure(title_of(name), "", "as the stage reports it", from_zero=False)
+        found.append((measure, lines_of(numbers[name], measure, axis)))
+        if name == "kept":
+            found.append((CHANGE, lines_of(changes(numbers[name]), CHANGE, axis)))
+    for name in (name for name in LOSS if name in metrics):
+        found.append((LOSS[name], [Series(name, axis.points(metrics[name], LOSS[name].scale))]))
+    charts = [(chart_of(measure, lines, axis), measure.meaning) for measure, lines in found]
+    queue = [curve for curve in QUEUE if not ("same_class" in numbers and "candidates/same_class" in curve.columns)]
+    return [(chart, meaning) for chart, meaning in charts if chart is not None] + curve_charts(queue, metrics, axis)
+
+
+def has_stages(metrics: Mapping[str, Column]) -> bool:
+    """Whether a run logged what stages did."""
+    return any(OF_STAGE.fullmatch(name) for name in metrics)
+
+
+def numbers_of_stages(metrics: Mapping[str, Column]) -> dict[str, dict[tuple[int, str], Column]]:
+    """Of each number that is logged of the stages its columns: by place and name of the stage, 0 before the first."""
+    found: dict[str, dict[tuple[int, str], Column]] = {}
+    for name, column in metrics.items():
+        if match := OF_STAGE.fullmatch(name):
+            found.setdefault(match[3], {})[int(match[1] or 0), match[2] or "before the stages"] = column
+    return {name: dict(sorted(columns.items())) for name, columns in found.items()}
+
+
+def changes(kept: dict[tuple[int, str], Column]) -> dict[tuple[int, str], Column]:
+    """What each stage keeps less what was kept before it."""
+    return {
+        stage: [None if a is None or b is None else b - a for a, b in zip(before, after, strict=True)]
+        for (_, before), (stage, after) in pairwise(kept.items())
+    }
+
+
+def lines_of(columns: dict[tuple[int, str], Column], measure: Measure, axis: Axis) -> list[Series]:
+    """A line for each column, in the style of the stage's place."""
+    return [
+        Series(
+            f"{place}. {name}" if place else name,
+            axis.points(column, measure.scale),
+            STAGE_STYLES[(place - 1) % len(STAGE_STYLES)] if place else "before",
+        )
+        for (place, name), column in columns.items()
+    ]
+
+
+def chart_of(measure: Measure, lines: list[Series], axis: Axis) -> Chart | None:
+    """The chart of a measure, with a legend where its lines are stages."""
+    return draw(
+        measure.title,
+        measure.unit,
+        lines,
+        x_title=axis.title,
+        x_unit=axis.unit,
+        from_zero=measure.from_zero,
+        legend=any(line.style != "main" for line in lines),
+    )
+
+
+def title_of(name: str) -> str:
+    """A column's name as a title."""
+    return name.replace("_", " ").replace("/", " ").capitalize()
