@@ -69,6 +69,47 @@ def run_check(arguments: list[str]) -> int:
     return 1 if any(report.bad for report in reports) else 0
 
 
+@verb("embed", "write the embeddings of images to a Parquet or NPZ file")
+def run_embed(arguments: list[str]) -> int:
+    """``embed RUN DATA --to FILE``."""
+    from contrastneg.embed import embed
+    from contrastneg.options import parse_embed, subject_of
+
+    options = parse_embed(arguments)
+    subject = subject_of(options)
+    written = embed(
+        subject,
+        options.data,
+        options.to,
+        layer=options.layer,
+        split=options.split,
+        root=options.root,
+        unlabelled=options.unlabelled,
+        limit=options.limit_images,
+        dtype=options.dtype,
+        on_bad_image=options.on_bad_image,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    left_out = [f"{written.left_out:,} images could not be read and are left out"] if written.left_out else []
+    lines = [f"{options.to}: {written.rows:,} embeddings of {written.width:,} numbers each"]
+    print(printable("\n".join([*lines, *(f"note: {note}" for note in [*subject.notes, *left_out])])))
+    return 0
+
+
+@verb("export", "write an encoder for timm, torchvision, ONNX or the Hugging Face hub, checked there")
+def run_export(arguments: list[str]) -> int:
+    """``export RUN --to TARGET ...``."""
+    from contrastneg.export import export
+    from contrastneg.options import parse_export, subject_of
+
+    options = parse_export(arguments)
+    subject = subject_of(options)
+    lines = [line for done in export(subject, options.to, options.out) for line in done.lines()]
+    print(printable("\n".join([*lines, *(f"note: {note}" for note in subject.notes)])))
+    return 0
+
+
 @verb("report", "write a run's page anew from its records")
 def run_report(arguments: list[str]) -> int:
     """``report RUN``."""

@@ -36,7 +36,7 @@ class HelpFormatter(DefaultHelpFormatter):
         if kinds := choices(annotation):
             names = ", ".join(kind.__name__ for kind in kinds)
             facts.append(f"choose from {names}" if len(kinds) <= LISTED else f"--{action.dest}.help lists {len(kinds)}")
-        return f"{action.help} ({'; '.join(facts)})".replace("``", "").replace("%", "%%")
+        return (f"{action.help} ({'; '.join(facts)})" if facts else action.help).replace("``", "").replace("%", "%%")
 
 
 def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once whether it is there: its library would ask again and again for a minute."""
+"""Servers of published weights, asked once whether they are there: libraries would ask again and again for a minute."""
 
 import socket
 import sys
@@ -8,18 +8,23 @@ import urllib.request
 TIMEOUT = 5  # seconds to wait for an answer
 
 
-def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached; behind a proxy, which must not be gone around, it is taken to be."""
-    from huggingface_hub.constants import ENDPOINT
-
+def answers(url: str) -> bool:
+    """Whether the server of a URL can be reached; behind a proxy, which must not be gone around, it is taken to be."""
     if urllib.request.getproxies():
         return True
-    hub = urllib.parse.urlsplit(ENDPOINT)
+    server = urllib.parse.urlsplit(url)
     try:
-        socket.create_connection((hub.hostname, hub.port or 443), timeout=TIMEOUT).close()
+        socket.create_connection((server.hostname, server.port or 443), timeout=TIMEOUT).close()
     except OSError:
         return False
     return True
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return answers(ENDPOINT)
 
 
 def use_what_was_fetched() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser
 
-from contrastneg.annotations import choices, example, parameters, parts, record_in, type_of, words
+from contrastneg.annotations import PLAIN, choices, example, parameters, parts, record_in, type_of, words
 from contrastneg.config import Pretrain
 from contrastneg.negatives import Stage
 from contrastneg.objectives import Objective
@@ -39,7 +39,9 @@ def place_of(message: str) -> Place:
     keys: list[str] = []
     inner: list[str] = []
     owner = None
-    for key, path in re.findall(r"(?:Parser key \"([^\"]+)\":)|(?:Problem with given class_path '([^']+)')", message):
+    for key, path in re.findall(
+        r"(?:Parser key \"([^\"]+)\"(?: element \d+)?:)|(?:Problem with given class_path '([^']+)')", message
+    ):
         if key:
             keys, inner = [*keys, key], [*inner, key]
         else:
@@ -68,7 +70,7 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
         if (owner := place_of(message).owner) is not None:
             return unknown_setting(match[1].removeprefix("--").partition("=")[0], owner, parser)
         return unknown_argument(match[1], parser)
-    if match := re.search(r"argument (--\S+): expected one argument", message):
+    if match := re.search(r"argument (--\S+): expected (?:at least )?one argument", message):
         after = [*arguments[1:], "--"]
         bare = [a for a, b in zip(arguments, after, strict=False) if a.startswith(match[1]) and b.startswith("--")]
         return f"{(bare or [match[1]])[-1]} stands without a value: give one after it"
@@ -190,6 +192,9 @@ def wrong_value(message: str, place: Place) -> str:
         return f"{place.setting} is {met}: {wanted}"
     if single and (options := re.search(r"Expected a typing\.Literal\[(.*?)\]", message)):  # of another verb
         return f"{place.setting} is {single[-1]}: choose from {options[1].replace(chr(39), '')}"
+    plain = {kind.__name__: text for kind, text in PLAIN.items()}
+    if single and (met := re.search(r"Expected an? <class '(\w+)'>", message)) and met[1] in plain:
+        return f"{place.setting} is {single[-1]}: give {plain[met[1]]}"
     return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
 
 

@@ -7,9 +7,13 @@ from typing import Literal
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from contrastneg.catalogue import KINDS
+from contrastneg.embed import Number
+from contrastneg.encoders import Backbone
+from contrastneg.export import Target
 from contrastneg.helptext import add_positional, parser_of_verb
 from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
+from contrastneg.subjects import Layer, Subject, open_subject
 
 
 def parse_check(arguments: Sequence[str]) -> Namespace:
@@ -38,6 +42,122 @@ def parse_report(arguments: Sequence[str]) -> Path:
     run = parse_simple(parser, arguments).run
     settings_file(run)
     return run
+
+
+def parse_embed(arguments: Sequence[str]) -> Namespace:
+    """Options of ``contrastneg embed``."""
+    parser = parser_of_verb(
+        "embed",
+        "Write the embeddings of images to a file, one row an image, with its path, stable index, split, label and class: "
+        "a Parquet table or NPZ arrays.",
+        "RUN DATA --to FILE [--NAME VALUE ...]",
+    )
+    add_encoder(parser)
+    add_positional(parser, "data", str, "Address of the images.")
+    parser.add_argument("--to", type=Path, required=True, help="File to write: x.parquet or x.npz.")
+    parser.add_argument(
+        "--layer",
+        type=Layer,
+        default="backbone",
+        help="Where embeddings are taken: the encoder's features, or those of its projection head, which checkpoints hold.",
+    )
+    parser.add_argument(
+        "--split",
+        type=Literal["train", "test", "all"],
+        default="all",
+        help="Which images; all is every split there is.",
+    )
+    parser.add_argument(
+        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
+    parser.add_argument(
+        "--limit_images", type=int, help="At most so many images of each split, equally many of each class."
+    )
+    parser.add_argument("--dtype", type=Number, default="float32", help="Type of the numbers in the file.")
+    parser.add_argument(
+        "--on_bad_image",
+        type=Literal["raise", "skip"],
+        default="raise",
+        help="What to do about images that cannot be read: stop with the name of the first, or leave them out.",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="Loader processes.")
+    options = parse_simple(parser, arguments)
+    if options.workers < 0:
+        raise ValueError(f"workers is {options.workers}: give 0 or more")
+    return options
+
+
+def parse_export(arguments: Sequence[str]) -> Namespace:
+    """Options of ``contrastneg export``."""
+    parser = parser_of_verb(
+        "export",
+        "Write an encoder in the form of other libraries, each in a folder of its own with load.py, the code that uses it "
+        "there. Every export is loaded back by that code and its features are compared with the encoder's before it is kept.",
+        "RUN --to TARGET ... [--out DIR] [--NAME VALUE ...]",
+    )
+    add_encoder(parser)
+    parser.add_argument(
+        "--to",
+        type=Target,
+        nargs="+",
+        required=True,
+        help="One or several: timm, torchvision, safetensors (for contrastneg), onnx, hf (a folder as on the Hugging Face hub).",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="Where the folders go; by default export in the run folder, else NAME-export here."
+    )
+    return parse_simple(parser, arguments)
+
+
+def add_encoder(parser: ArgumentParser) -> None:
+    """The encoder that a verb works on, and how it is read; :func:`subject_of` opens it."""
+    add_positional(
+        parser,
+        "run",
+        str,
+        "The encoder: a run folder, a checkpoint, a .safetensors file, another project's checkpoint, timm:NAME or torchvision:NAME.",
+    )
+    parser.add_argument(
+        "--backbone",
+        type=Backbone | None,
+        help="What another project's checkpoint holds, where its tensors do not tell.",
+    )
+    parser.add_argument(
+        "--prefix", type=str, help="Part of another project's checkpoint, where it holds several encoders."
+    )
+    parser.add_argument("--random_init", action="store_true", help="Random weights in place of the encoder's own.")
+    parser.add_argument(
+        "--size", type=int, help="Side of the images in pixels; by default what the encoder was made for."
+    )
+    parser.add_argument(
+        "--mean", type=float, nargs="+", help="Mean of each channel; by default what the encoder was made for."
+    )
+    parser.add_argument(
+        "--std",
+        type=float,
+        nargs="+",
+        help="Deviation of each channel; by default what the encoder was made for.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of random weights and of limited images.")
+
+
+def subject_of(options: Namespace) -> Subject:
+    """The encoder that options name.
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    return open_subject(
+        options.run,
+        backbone=options.backbone and Backbone(**options.backbone.as_dict()),
+        prefix=options.prefix,
+        random_init=options.random_init,
+        size=options.size,
+        mean=options.mean and tuple(options.mean),
+        std=options.std and tuple(options.std),
+        seed=options.seed,
+    )
 
 
 def parse_catalogue(arguments: Sequence[str]) -> Namespace:

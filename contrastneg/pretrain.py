@@ -8,7 +8,6 @@ import copy
 import functools
 import importlib.util
 import inspect
-import json
 import logging
 import os
 import warnings
@@ -21,7 +20,6 @@ import yaml
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,7 +67,8 @@ from contrastneg.runfolder import (
 )
 from contrastneg.signals import Signals
 from contrastneg.stepping import all_embeddings
-from contrastneg.writing import whole_file, write_text
+from contrastneg.subjects import write_encoder
+from contrastneg.writing import write_text
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
 
@@ -315,10 +314,7 @@ def finish(
 
 def save_encoder(path: Path, config: Pretrain, method: Any) -> None:
     """The backbone's weights with what is needed to use them: its settings and the views' normalisation."""
-    weights = {name: tensor.contiguous().clone() for name, tensor in method.backbone.state_dict().items()}
-    facts = {"backbone": dict(method.hparams)["backbone"], "views": plain(config.views)}
-    with whole_file(path) as partial:
-        save_file(weights, partial, metadata={"contrastneg": json.dumps(facts)})
+    write_encoder(path, method.backbone, dict(method.hparams)["backbone"], config.views)
 
 
 def quiet_lightning() -> None:

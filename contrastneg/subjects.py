@@ -4,28 +4,34 @@ Whatever it is, it comes with the transform that it wants its images in, and not
 ``torchvision:`` address asks for by name.
 """
 
+import difflib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import torch
 import torchvision
 import yaml
+from jsonargparse import ArgumentError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from contrastneg.config import build_method
+from contrastneg.config import build_method, plain
+from contrastneg.data.address import short_name
 from contrastneg.data.draws import Augment
 from contrastneg.data.views import EXACT_SIZE_UP_TO, Views
-from contrastneg.encoders import Backbone, build_backbone
+from contrastneg.encoders import OWN, Backbone, build_backbone, first_line
+from contrastneg.hub import answers
 from contrastneg.loading import without_download
 from contrastneg.randomness import derive_seed
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
 from contrastneg.weights import load_strictly, read_foreign, read_tensors
+from contrastneg.writing import whole_file
 
 METADATA = "contrastneg"  # key of a safetensors file's own description
 Layer = Literal["backbone", "projector"]
@@ -70,10 +76,17 @@ class Subject:
         if layer == "backbone":
             return self.network
         if self.projector is None:
+            checkpoint = "a checkpoint of a run" if self.run is None else f"{self.run / 'checkpoints' / 'last.ckpt'}"
             raise ValueError(
-                f"layer is projector but {self.address} holds no projection head: give layer backbone, or a checkpoint of a run"
+                f"layer is projector but {self.address} holds no projection head: give layer backbone, or {checkpoint}"
             )
         return nn.Sequential(self.network, self.projector).eval()
+
+    @property
+    def width(self) -> int:
+        """Number F of its features."""
+        with torch.no_grad():
+            return self.network(torch.zeros(1, self.in_channels, self.views.size, self.views.size)).shape[1]
 
     def untrained(self, seed: int) -> nn.Module:
         """The same network with weights that are a function of the seed, in evaluation mode."""
@@ -120,11 +133,14 @@ def open_subject(
         ValueError: There is no such encoder, it cannot be read or fetched, or it does not fit the settings.
     """
     if address.startswith(PUBLISHED):
+        check_unneeded(address, backbone, prefix)
         kind, _, name = address.partition(":")
         subject = (timm_subject if kind == "timm" else torchvision_subject)(name, address, size, random_init)
     else:
-        subject = subject_of_path(Path(address).expanduser(), address, backbone, prefix, size)
-    given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
+        subject = subject_of_path(path_of(address), address, backbone, prefix, size)
+    given: dict[str, Any] = {
+        name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None
+    }
     notes = [
         f"{name} is {list(values)} as asked, not the encoder's own {list(getattr(subject.views, name))}"
         for name, values in given.items()
@@ -134,11 +150,42 @@ def open_subject(
         notes.append(f"images are {size} pixels as asked, not the {subject.views.size} that the encoder was made for")
         given["size"] = size
     subject = replace(subject, views=replace(subject.views, **given), notes=(*subject.notes, *notes))
+    if "size" in given:
+        check_takes_size(subject)
     if random_init:
         told = f"random weights by seed {seed}, as asked"
         return replace(subject, network=subject.untrained(seed), projector=None, notes=(*subject.notes, told))
     subject.network.eval()
     return subject
+
+
+def path_of(address: str) -> Path:
+    """The address as a path, ``~`` expanded."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{address} is no encoder: there is no such user") from error
+
+
+def check_unneeded(address: str, backbone: Backbone | None, prefix: str | None) -> None:
+    """Refuse settings that say what an encoder is where the encoder says so itself."""
+    for name, setting in (("backbone", backbone), ("prefix", prefix)):
+        if setting is not None:
+            raise ValueError(
+                f"{name} is for checkpoints of other projects but {address} tells itself what it is: leave it out"
+            )
+
+
+@torch.no_grad()
+def check_takes_size(subject: Subject) -> None:
+    """Refuse a size of images that was asked for and that the network cannot take, by trying a black one."""
+    side = subject.views.size
+    try:
+        subject.network.eval()(torch.zeros(1, subject.in_channels, side, side))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{subject.address} cannot take images of {side} pixels ({first_line(error)}): leave size out, or give another"
+        ) from error
 
 
 def subject_of_path(
@@ -147,6 +194,8 @@ def subject_of_path(
     """An encoder on the disk."""
     if path.is_dir():
         encoder = path / "encoder.safetensors"
+        if not encoder.exists() and not any(path.glob("checkpoints/*.ckpt")):
+            raise ValueError(f"{address} is a folder without encoder.safetensors and checkpoints: give a run folder")
         return subject_of_path(
             encoder if encoder.exists() else newest_checkpoint(path), address, backbone, prefix, size
         )
@@ -159,14 +208,20 @@ def subject_of_path(
         )
     facts = own_facts(path)
     if facts is not None:
+        check_unneeded(address, backbone, prefix)
         return own_file(path, address, facts)
     if path.suffix == ".ckpt" and (checkpoint := own_checkpoint(path)) is not None:
+        check_unneeded(address, backbone, prefix)
         return checkpoint_subject(path, address, checkpoint)
     return foreign_subject(path, address, backbone, prefix, size)
 
 
 def own_facts(path: Path) -> dict[str, Any] | None:
-    """What a safetensors file of ours says of itself; None for any other file."""
+    """What a safetensors file of ours says of itself, its ``backbone`` and ``views``; None for any other file.
+
+    Raises:
+        ValueError: It is damaged, or of a version that has other settings.
+    """
     if path.suffix != ".safetensors":
         return None
     try:
@@ -174,12 +229,20 @@ def own_facts(path: Path) -> dict[str, Any] | None:
             described = (file.metadata() or {}).get(METADATA)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: it is damaged or something else") from error
-    return None if described is None else json.loads(described)
+    if described is None:
+        return None
+    try:
+        facts = json.loads(described)
+        return {**facts, "backbone": backbone_of(facts["backbone"]), "views": views_of(facts["views"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} says of itself what this version does not understand ({first_line(error)}): use the one that wrote it"
+        ) from error
 
 
 def own_file(path: Path, address: str, facts: dict[str, Any]) -> Subject:
     """The encoder of a safetensors file that a run wrote."""
-    settings, views = backbone_of(facts["backbone"]), views_of(facts["views"])
+    settings, views = facts["backbone"], facts["views"]
 
     def build() -> nn.Module:
         return build_backbone(settings, views.size, load_pretrained=False)
@@ -187,19 +250,33 @@ def own_file(path: Path, address: str, facts: dict[str, Any]) -> Subject:
     network = build()
     load_strictly(network, read_tensors(path), settings, path)
     run = path.parent if (path.parent / "config.yaml").exists() and path.name == "encoder.safetensors" else None
-    name = path.parent.name if path.name == "encoder.safetensors" else path.stem
+    name = path.resolve().parent.name if path.name == "encoder.safetensors" else path.stem
     data = facts.get("data") or (None if run is None else data_of_run(run))
     return Subject(
-        address, safe_name(name), network, views, build, settings, data=data, run=run, in_channels=settings.in_channels
+        address, short_name(name), network, views, build, settings, data=data, run=run, in_channels=settings.in_channels
     )
 
 
-def own_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint that a run of ours wrote; None for those of other projects.
+def write_encoder(
+    path: Path, network: nn.Module, backbone: Mapping[str, Any], views: Views, data: str | None = None
+) -> None:
+    """An encoder's weights with what is needed to use them, as :func:`open_subject` reads it.
 
-    Raises:
-        ValueError: It is damaged.
+    Args:
+        path: A ``.safetensors`` file.
+        network: The encoder.
+        backbone: Its settings.
+        views: How its images are prepared.
+        data: Address of what it was pretrained on, if that means the same on other machines.
     """
+    weights = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+    facts = {"backbone": dict(backbone), "views": plain(views), **({"data": data} if data else {})}
+    with whole_file(path) as partial:
+        save_file(weights, partial, metadata={METADATA: json.dumps(facts)})
+
+
+def own_checkpoint(path: Path) -> dict[str, Any] | None:
+    """A checkpoint that a run of ours wrote; None for anything else."""
     with suppress(ValueError):
         checkpoint = read_checkpoint(path)
         if dict(checkpoint.get("hyper_parameters", {})).get("class_name") in ("MoCo", "SimCLR"):
@@ -208,18 +285,28 @@ def own_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_subject(path: Path, address: str, checkpoint: Mapping[str, Any]) -> Subject:
-    """Backbone and projection head of a run's checkpoint."""
+    """Backbone and projection head of a run's checkpoint.
+
+    Raises:
+        ValueError: Its settings or tensors are those of another version.
+    """
     from contrastneg import methods  # imports the whole of training
 
     settings = without_download(dict(checkpoint["hyper_parameters"]))
-    method: Any = build_method(getattr(methods, settings["class_name"]), settings)
-    method.load_state_dict(checkpoint["state_dict"])
+    try:
+        method: Any = build_method(getattr(methods, settings["class_name"]), settings)
+        method.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, ArgumentError) as error:
+        raise ValueError(
+            f"{path} was written by another version, whose {settings['class_name']} differs ({first_line(error)}): use that one"
+        ) from error
     backbone = backbone_of(settings["backbone"])
-    run = path.parent.parent if (path.parent.parent / "config.yaml").exists() else None
+    folder = Path(os.path.normpath(path.parent / ".."))
+    run = folder if (folder / "config.yaml").exists() else None
     views, notes = views_of_checkpoint(checkpoint, run, settings.get("image_size"), path)
     return Subject(
         address,
-        safe_name(f"{run.name}-{path.stem}" if run else path.stem),
+        short_name(f"{run.resolve().name}-{path.stem}" if run else path.stem),
         method.backbone,
         views,
         lambda: build_backbone(backbone, views.size, load_pretrained=False),
@@ -255,7 +342,7 @@ def foreign_subject(
 ) -> Subject:
     """The encoder of another project's checkpoint; its normalisation is not in the file."""
     found = read_foreign(path, backbone, prefix)
-    settings = replace(found.backbone, pretrained=False)
+    settings = found.backbone
     side = 32 if settings.stem == "cifar" else PHOTOGRAPH
     views = Views(side)
     notes = (
@@ -264,10 +351,10 @@ def foreign_subject(
     )
     return Subject(
         address,
-        safe_name(path.name.split(".")[0]),
+        short_name(path.name.split(".")[0]),
         found.network,
         views,
-        lambda: build_backbone(settings),
+        found.build,
         settings,
         in_channels=settings.in_channels,
         notes=notes,
@@ -280,6 +367,8 @@ def timm_subject(name: str, address: str, size: int | None, random_init: bool) -
     Raises:
         ValueError: The name is unknown or its weights cannot be fetched.
     """
+    if name in OWN:
+        raise ValueError(f"{address} is no model of timm: give a run or file that holds a {name}")
     settings = Backbone(name=name, stem="imagenet", pretrained=not random_init)
     try:
         network: Any = build_backbone(settings, size)
@@ -299,7 +388,7 @@ def timm_subject(name: str, address: str, size: int | None, random_init: bool) -
         notes = [f"published with the middle {crop:g} of the short side, here {OWN_CROP:g}"]
     plain = replace(settings, pretrained=False)
     return Subject(
-        address, safe_name(name), network, views, lambda: build_backbone(plain, size), plain, notes=tuple(notes)
+        address, short_name(name), network, views, lambda: build_backbone(plain, size), plain, notes=tuple(notes)
     )
 
 
@@ -310,22 +399,27 @@ def torchvision_subject(name: str, address: str, size: int | None, random_init: 
         ValueError: The name is unknown or its weights cannot be fetched.
     """
     model, _, tag = name.partition(".")
+    known = torchvision.models.list_models(module=torchvision.models)
     try:
+        if model not in known:
+            raise KeyError(model)
         choices = torchvision.models.get_model_weights(model)
         weights = choices[tag] if tag else choices["DEFAULT"]
-    except (ValueError, KeyError) as error:
-        known = ", ".join(torchvision.models.list_models(module=torchvision.models)[:4])
-        raise ValueError(
-            f"torchvision:{name} is not known to torchvision: names are like {known}, tags like IMAGENET1K_V1"
-        ) from error
+    except KeyError as error:
+        near = " or ".join(difflib.get_close_matches(model, known, n=3) or known[:3])
+        advice = f"did you mean {near}?" if model not in known else "its tags are like IMAGENET1K_V1"
+        raise ValueError(f"torchvision:{name} is not known to torchvision: {advice}") from error
 
     def build(published: bool = False) -> nn.Module:
         network = torchvision.models.get_model(model, weights=weights if published else None)
-        return without_classifier(network)
+        return without_classifier(network, name)
 
+    stored = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
+        if not (random_init or stored.exists() or answers(weights.url)):
+            raise OSError("no answer")
         network = build(published=not random_init)
-    except (URLError, OSError) as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: not the file that was asked for
         raise ValueError(
             f"the published weights of torchvision:{name} could not be fetched ({type(error).__name__}): connect once, "
             "or give --random-init for random ones"
@@ -337,13 +431,22 @@ def torchvision_subject(name: str, address: str, size: int | None, random_init: 
         mean=tuple(transform.mean),
         std=tuple(transform.std),
     )
-    return Subject(address, safe_name(name), network, views, build)
+    published = transform.resize_size[0]
+    told = f"published with a short side of {published} pixels, here {views.short_side}"
+    notes = (told,) if views.short_side != published else ()
+    return Subject(address, short_name(name), network, views, build, notes=notes)
 
 
-def without_classifier(network: nn.Module) -> nn.Module:
-    """The network with nothing in place of its last linear layer."""
-    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, child = last.rpartition(".")
+def without_classifier(network: nn.Module, name: str) -> nn.Module:
+    """The network with nothing in place of its last linear layer.
+
+    Raises:
+        ValueError: It has none.
+    """
+    layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"torchvision:{name} has no linear layer whose input would be its features: choose another")
+    parent, _, child = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
     return network
 
@@ -358,7 +461,8 @@ def views_of(settings: Mapping[str, Any]) -> Views:
     values = dict(settings)
     for name in ("view1", "view2"):
         if values.get(name) is not None:
-            values[name] = Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
+            view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
+            values[name] = Augment(**view)
     return Views(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
@@ -373,8 +477,3 @@ def settings_of_run(run: Path) -> dict[str, Any]:
 def data_of_run(run: Path) -> str | None:
     """Address of what a run was pretrained on."""
     return settings_of_run(run).get("data")
-
-
-def safe_name(name: str) -> str:
-    """A name of letters, digits, dots, dashes and underscores."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "encoder"

@@ -7,7 +7,7 @@ branches, optimizers) is named, not dropped in silence.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -46,6 +46,8 @@ class ForeignEncoder:
 
     network: nn.Module
     """Images (B, C, S, S) to pooled features (B, F), in evaluation mode."""
+    build: Callable[[], nn.Module]
+    """Makes the same network without its weights."""
     backbone: Backbone
     """What it was recognised as."""
     prefix: str
@@ -76,8 +78,16 @@ def read_foreign(path: Path, backbone: Backbone | None = None, prefix: str | Non
         )
     name = chosen(found, path)
     state = found[name]
-    backbone = backbone or recognise(state, name, path)
-    network = build_backbone(replace(backbone, pretrained=False))
+    backbone = replace(backbone or recognise(state, name, path), pretrained=False)
+    heads = MOCO_V3_SMALL_HEADS if "base_encoder" in name and backbone.name == "vit_small_patch16_224" else None
+
+    def build() -> nn.Module:
+        network = build_backbone(backbone)
+        if heads is not None:
+            set_heads_(network, heads)
+        return network
+
+    network = build()
     body = without_heads(state, network.state_dict())
     load_strictly(network, body, backbone, path)
     notes = []
@@ -90,10 +100,9 @@ def read_foreign(path: Path, backbone: Backbone | None = None, prefix: str | Non
         notes.append(
             "its first convolution is 3x3, taken as one of stride 1 without a max-pool: the tensors do not tell"
         )
-    if "base_encoder" in name and backbone.name == "vit_small_patch16_224":
-        set_heads_(network, MOCO_V3_SMALL_HEADS)
-        notes.append(f"its attention has {MOCO_V3_SMALL_HEADS} heads, as MoCo v3's ViT-S: the tensors do not tell")
-    return ForeignEncoder(network.eval(), backbone, name, tuple(notes))
+    if heads is not None:
+        notes.append(f"its attention has {heads} heads, as MoCo v3's ViT-S: the tensors do not tell")
+    return ForeignEncoder(network.eval(), build, backbone, name, tuple(notes))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -63,6 +63,11 @@ class Views:
         """The settings of view 1 and view 2."""
         return self.view1, self.view2 or self.view1
 
+    @property
+    def short_side(self) -> int:
+        """Pixels that the short side of a picture is resized to for evaluation, before the centre square is cut out."""
+        return self.size if self.size <= EXACT_SIZE_UP_TO else round(self.size * 8 / 7)
+
 
 def two_views(
     images: UInt8[Tensor, "B C H W"], views: Views, generator: torch.Generator
@@ -169,11 +174,12 @@ def eval_crop(images: UInt8[Tensor, "*B C H W"], views: Views) -> UInt8[Tensor, 
         8-bit squares.
     """
     _check_pixels(images)
-    short = views.size if views.size <= EXACT_SIZE_UP_TO else round(views.size * 8 / 7)
     # The ends of a very long picture are cut off first: resized, a strip of one pixel's width would fill the memory.
     limit = 4 * min(images.shape[-2:])
     images = tv.center_crop(images, [min(side, limit) for side in images.shape[-2:]])
-    images = tv.resize(images, [short], interpolation=InterpolationMode(views.view1.interpolation), antialias=True)
+    images = tv.resize(
+        images, [views.short_side], interpolation=InterpolationMode(views.view1.interpolation), antialias=True
+    )
     return tv.center_crop(images, [views.size, views.size])
 
 
