@@ -1,9 +1,9 @@
 """k-nearest-neighbour classification of frozen features (InstDisc, arXiv:1805.01978): exact, in bounded memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from contrastneg import distributed
@@ -25,6 +25,8 @@ class KnnScore:
     """Neighbours that voted."""
     temperature: float
     """Temperature of the votes."""
+    right: Bool[Tensor, " M"] = field(compare=False, repr=False)
+    """Whether each labelled query is right, in their order, also where ranks shared them out."""
     notes: tuple[str, ...] = ()
     """What a reader of the score must know."""
 
@@ -61,10 +63,12 @@ def knn_score(
     check_labels(labels, num_classes, "queries")
     own = slice(distributed.rank(), None, distributed.world_size()) if across_ranks else slice(None)
     found = knn_predict(x, y, queries.x[asked][own], k=k, temperature=temperature, num_classes=num_classes)
-    right = (found == labels[own, None]).cumsum(dim=1)[:, [0, -1]]
-    top1, top5 = (_all_ranks(right) if across_ranks else right).double().mean(dim=0).tolist()
+    listed = (found == labels[own, None]).cumsum(dim=1)[:, [0, -1]].bool()
+    if across_ranks:
+        listed = _all_ranks(listed, len(labels))
+    top1, top5 = listed.double().mean(dim=0).tolist()
     notes = _notes(x, queries.x[asked], k, num_classes, len(y.unique()))
-    return KnnScore(top1, top5 if num_classes > RANKED else None, min(k, len(y)), temperature, notes)
+    return KnnScore(top1, top5 if num_classes > RANKED else None, min(k, len(y)), temperature, listed[:, 0], notes)
 
 
 def knn_predict(
@@ -125,9 +129,13 @@ def vote(
     return torch.nn.functional.pad(classes.gather(1, best), (0, ranked - best.shape[1]), value=-1)
 
 
-def _all_ranks(right: Tensor) -> Tensor:
-    device = "cuda" if distributed.world_size() > 1 and torch.distributed.get_backend() == "nccl" else right.device
-    return distributed.all_gather(right.to(device)).cpu()
+def _all_ranks(own: Bool[Tensor, "m 2"], queries: int) -> Bool[Tensor, "M 2"]:
+    """The answers of all ranks in the order of the queries, which the ranks took in turns."""
+    world = distributed.world_size()
+    device = "cuda" if world > 1 and torch.distributed.get_backend() == "nccl" else own.device
+    by_rank = distributed.all_gather(own.to(device)).cpu()
+    taken = torch.cat([torch.arange(rank, queries, world) for rank in range(world)])
+    return by_rank[taken.argsort()]
 
 
 def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int, met: int) -> tuple[str, ...]:
@@ -135,14 +143,25 @@ def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int, met: int) ->
     notes = []
     if k > len(bank):
         notes.append(f"k is {k} but the bank has {len(bank)} labelled images: all of them vote")
-    if num_classes == 1:
-        notes.append("there is one class only: the score is meaningless")
-    elif met == 1:
-        notes.append(f"the bank has images of one of the {num_classes} classes only: the score is meaningless")
-    elif num_classes <= RANKED:
-        notes.append(f"there are {num_classes} classes: a top-5 score would always be 1 and is left out")
+    notes.extend(class_notes(num_classes, met))
     if lost:
         notes.append(f"{lost} of {len(bank)} features of the bank are not finite: they do not vote")
     if unanswered:
         notes.append(f"{unanswered} of {len(queries)} features of the queries are not finite: they count as wrong")
     return tuple(notes)
+
+
+def class_notes(num_classes: int, met: int) -> list[str]:
+    """What a reader of a score must know about the classes, if anything.
+
+    Args:
+        num_classes: Number of classes.
+        met: Number of classes that the bank has images of.
+    """
+    if num_classes == 1:
+        return ["there is one class only: the score is meaningless"]
+    if met == 1:
+        return [f"the bank has images of one of the {num_classes} classes only: the score is meaningless"]
+    if num_classes <= RANKED:
+        return [f"there are {num_classes} classes: a top-5 score would always be 1 and is left out"]
+    return []

@@ -1,10 +1,10 @@
 """Linear classification of frozen features: multinomial logistic regression with a chosen regularisation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.evaluate.features import Features, check_labels, finite_rows
@@ -26,6 +26,8 @@ class LinearScore:
     """Share of labelled queries whose class is right, in [0, 1]; features that are not finite count as wrong."""
     regularisation: float
     """The chosen strength."""
+    right: Bool[Tensor, " M"] = field(compare=False, repr=False)
+    """Whether each labelled query is right, in their order: what a bootstrap over queries draws from."""
     notes: tuple[str, ...] = ()
     """What a reader of the score must know."""
 
@@ -45,6 +47,38 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
     Raises:
         ValueError: Nothing in the bank or the queries has a label, or a label is not among the classes.
     """
+    learned, answered, notes = usable_rows(bank, queries, num_classes)
+    asked = queries.labels >= 0
+    right = torch.zeros(len(asked), dtype=torch.bool)
+    if not learned.any() or not answered.any():
+        return LinearScore(0.0, STRENGTHS[1], right[asked], notes)
+    x, y = bank.x[learned], bank.labels[learned]  # copies, by the mask: they may be standardised in place
+    mean, deviation = centre_and_scale(x)
+    x.sub_(mean).div_(deviation)
+    strength = choose_strength(x, y, num_classes, seed)
+    weight = fit(x, y, num_classes, strength)
+    del x
+    right[answered] = is_right(weight, queries.x[answered].sub_(mean).div_(deviation), queries.labels[answered])
+    right = right[asked]
+    return LinearScore(int(right.sum()) / len(right), strength, right, notes)
+
+
+def usable_rows(
+    bank: Features, queries: Features, num_classes: int
+) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " M"], tuple[str, ...]]:
+    """Which rows of the bank a classifier can learn from, which queries it can answer, and what is said of the others.
+
+    Args:
+        bank: Features to learn from.
+        queries: Features to score on.
+        num_classes: Number of classes.
+
+    Returns:
+        The rows of each that have a label and are finite, and notes.
+
+    Raises:
+        ValueError: Nothing in the bank or the queries has a label, or a label is not among the classes.
+    """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
         raise ValueError("a linear score needs labelled images in the bank and among the queries: there are none")
@@ -59,16 +93,12 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
         )
         if not torch.equal(all_rows, finite)
     )
-    if not learned.any() or not answered.any():
-        return LinearScore(0.0, STRENGTHS[1], notes)
-    x, y = bank.x[learned], bank.labels[learned]  # copies, by the mask: they may be standardised in place
-    mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
-    x.sub_(mean).div_(deviation)
-    strength = choose_strength(x, y, num_classes, seed)
-    weight = fit(x, y, num_classes, strength)
-    del x
-    right = hits(weight, queries.x[answered].sub_(mean).div_(deviation), queries.labels[answered])
-    return LinearScore(right * int(answered.sum()) / int(asked.sum()), strength, notes)
+    return learned, answered, notes
+
+
+def centre_and_scale(x: Float[Tensor, "N F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+    """Mean and standard deviation of each feature, the latter kept off 0."""
+    return x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
 
 
 def choose_strength(x: Float[Tensor, "N F"], y: Int64[Tensor, " N"], num_classes: int, seed: int) -> float:
@@ -149,4 +179,9 @@ def fit(
 
 def hits(weight: Float[Tensor, "C F1"], x: Float[Tensor, "M F"], y: Int64[Tensor, " M"]) -> float:
     """Share of rows whose class is right."""
-    return (F.linear(x, weight[:, :-1], weight[:, -1]).argmax(dim=1) == y).float().mean().item()
+    return is_right(weight, x, y).float().mean().item()
+
+
+def is_right(weight: Float[Tensor, "C F1"], x: Float[Tensor, "M F"], y: Int64[Tensor, " M"]) -> Bool[Tensor, " M"]:
+    """Which rows' class is right."""
+    return F.linear(x, weight[:, :-1], weight[:, -1]).argmax(dim=1) == y

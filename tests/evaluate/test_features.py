@@ -112,9 +112,10 @@ def result():
     some = extract(encoder, broken, "train", torch.device("cpu"))
     data = PretrainData(pictures, Views(size=16), pictures, one, batch_size=8)
     bank, query = (extract(encoder, data, split, torch.device("cpu")) for split in ("train", "test"))
-    score = knn_score(bank, bank, k=3, temperature=0.1, num_classes=3, across_ranks=True)
+    score = knn_score(bank, bank, k=5, temperature=10.0, num_classes=3, across_ranks=True)
     parts = {"some": some.x, "some_labels": some.labels, "some_position": some.position}
-    return {**parts, "bank": bank.x, "labels": bank.labels, "one": query.x, "top1": score.top1}
+    right = {"right": score.right, "top1": score.top1}  # the ranks take the queries in turns
+    return {**parts, "bank": bank.x, "labels": bank.labels, "one": query.x, **right}
 whole = result()
 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 encoder[1].running_mean += rank  # statistics drift apart on two ranks; those of rank 0 count
@@ -155,6 +156,7 @@ def test_two_processes_get_what_one_gets_also_where_one_has_no_image_and_where_o
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert 0 < first["whole"]["right"].sum() < 23  # else their order would not show
     for found in (first, second):
         assert_close(found["shared"], first["whole"])
         assert found["shared"]["some_position"].tolist() == [0, 1, 3, 4, 5, 6]  # a: 00 02 04 06, b: 01 03 05

@@ -198,3 +198,18 @@ def test_a_bank_of_one_of_several_classes_is_said_to_score_nothing():
     alike = Features(features(10).x, torch.full((10,), 2))
     notes = knn_score(alike, alike, k=3, temperature=0.1, num_classes=4).notes
     assert notes == ("the bank has images of one of the 4 classes only: the score is meaningless",)
+
+
+def test_right_has_each_labelled_query_in_its_place():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.knn import knn_score
+
+    bank = features(61, classes=6)
+    labels = bank.labels.clone()
+    labels[3] = (labels[3] + 1) % 6
+    labels[5:8] = -1
+    queries = Features(bank.x.clone(), labels)
+    queries.x[10] = torch.nan
+    score = knn_score(bank, queries, k=1, temperature=0.1, num_classes=6)
+    assert (~score.right).nonzero().flatten().tolist() == [3, 7]  # three queries before the tenth have no label
+    assert score.top1 == 56 / 58

@@ -107,3 +107,19 @@ def test_correlated_features_are_fitted_to_the_end_in_chunks_of_any_size(monkeyp
     least = objective(linear.fit(x, train.labels, 5, 1e-3))
     assert objective(found) < least + 1e-5
     assert objective(chunked) < least + 1e-5
+
+
+def test_right_has_each_labelled_query_in_its_place():
+    from contrastneg.evaluate.features import Features
+    from contrastneg.evaluate.linear import linear_score
+
+    train, test = blobs(500, 0.05, 1), blobs(100, 0.05, 2)
+    labels = test.labels.clone()
+    labels[3] = (labels[3] + 1) % 5  # a label that no classifier can guess
+    labels[5:8] = -1
+    test.x[10] = torch.nan
+    score = linear_score(train, Features(test.x, labels), num_classes=5, seed=0)
+    assert (~score.right).nonzero().flatten().tolist() == [3, 7]  # three queries before the tenth have no label
+    assert score.top1 == 95 / 97
+    dead = Features(torch.full_like(train.x, torch.nan), train.labels)
+    assert linear_score(dead, test, num_classes=5, seed=0).right.tolist() == [False] * 100
