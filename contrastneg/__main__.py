@@ -46,6 +46,20 @@ def run_pretrain(arguments: list[str]) -> int:
     return 0
 
 
+@verb("evaluate", "score an encoder by the field's protocols, or compare runs")
+def run_evaluate(arguments: list[str]) -> int:
+    """``evaluate ENCODER [DATA] [--NAME VALUE ...]`` or ``evaluate --compare RUN RUN ...``."""
+    from contrastneg.evaluate.telling import compare_runs, evaluate_and_tell
+    from contrastneg.options import parse_evaluate
+
+    asked = parse_evaluate(arguments)
+    if isinstance(asked, list):
+        compare_runs(asked)
+    else:
+        evaluate_and_tell(asked)
+    return 0
+
+
 @verb("check", "say what a data address holds and what is wrong with it")
 def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""

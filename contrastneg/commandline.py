@@ -19,7 +19,7 @@ from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb
 from contrastneg.mistakes import explain, locate_class, nearest
-from contrastneg.options import dashed_names, positional
+from contrastneg.options import bare_flags, dashed_names, positional
 from contrastneg.randomness import derive_seed
 from contrastneg.runfolder import settings_file
 
@@ -41,7 +41,7 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
     Raises:
         ValueError: If a name or a value is not valid.
     """
-    given = bare_flags(dashed_names(positional("data", arguments)))
+    given = bare_flags(dashed_names(positional("data", arguments)), Pretrain)
     if (page := class_help(given)) is not None:
         print(page, end="")
         raise SystemExit(0)
@@ -275,16 +275,6 @@ def instantiate(parser: ArgumentParser, parsed: Namespace) -> Pretrain:
         return Pretrain(**{field.name: objects[field.name] for field in dataclasses.fields(Pretrain)})
     except WrongSetting as error:
         raise error.at("") from error
-
-
-def bare_flags(arguments: Sequence[str]) -> list[str]:
-    """``--unlabelled`` alone as ``--unlabelled=true``."""
-    flags = {f"--{field.name}" for field in dataclasses.fields(Pretrain) if field.type is bool}
-    following = [*arguments[1:], "--"][: len(arguments)]
-    return [
-        f"{argument}=true" if argument in flags and after.startswith("--") else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
 
 
 def first_line(error: Exception) -> str:

@@ -1,19 +1,27 @@
 """Command lines of the verbs with a few options each, and how all verbs take names and what stands first."""
 
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from contrastneg.catalogue import KINDS
+from contrastneg.checks import WrongSetting
 from contrastneg.embed import Number
 from contrastneg.encoders import Backbone
+from contrastneg.evaluate.settings import Evaluate
 from contrastneg.export import Target
 from contrastneg.helptext import add_positional, parser_of_verb
 from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
+
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def parse_check(arguments: Sequence[str]) -> Namespace:
@@ -172,6 +180,75 @@ def parse_catalogue(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--kind", type=Literal[KINDS], help="Show only entries with a class of this kind.")
     parser.add_argument("--format", type=Literal["table", "md", "json"], default="table", help="What is printed.")
     return parse_simple(parser, arguments)
+
+
+def parse_evaluate(arguments: Sequence[str]) -> Evaluate | list[Path]:
+    """Settings of ``contrastneg evaluate``, or the folders that are to be compared.
+
+    Raises:
+        ValueError: If a name or a value is not valid.
+    """
+    given = dashed_names(arguments)
+    if given[:1] == ["--compare"]:
+        if not given[1:] or any(argument.startswith("-") for argument in given[1:]):
+            raise ValueError("--compare takes run folders and nothing else: contrastneg evaluate --compare RUN RUN ...")
+        return [Path(folder) for folder in given[1:]]
+    leading = [*takewhile(lambda argument: not argument.startswith("-"), given[:2])]
+    named = [text for name, value in zip(("encoder", "data"), leading, strict=False) for text in (f"--{name}", value)]
+    parser = parser_of_verb(
+        "evaluate",
+        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
+        "with 95 % bootstrap intervals. ENCODER is a run folder, a checkpoint (of ours or of another project), a .safetensors "
+        "file, timm:NAME or torchvision:NAME.",
+        "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...]",
+    )
+    parser.add_class_arguments(Evaluate, as_group=False)
+    settings = parse_simple(parser, listed(bare_flags([*named, *given[len(leading) :]], Evaluate), Evaluate))
+    if not settings.encoder:
+        raise ValueError(
+            "no encoder: name a run folder, a checkpoint or timm:NAME, for instance `contrastneg evaluate RUN`"
+        )
+    try:
+        return Evaluate(**{field.name: settings[field.name] for field in fields(Evaluate)})
+    except WrongSetting as error:
+        raise error.at("") from error
+
+
+def listed(arguments: Sequence[str], kind: type) -> list[str]:
+    """``--protocols knn,linear`` as ``--protocols=["knn","linear"]``; braces of addresses stay together."""
+    names = {f"--{field.name}" for field in fields(kind) if "tuple" in str(field.type)}
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        name, is_, text = argument.partition("=")
+        if before in names and not argument.startswith("["):
+            joined[-1] = f"{before}={in_brackets(argument)}"
+        elif is_ and name in names and not text.startswith("["):
+            joined.append(f"{name}={in_brackets(text)}")
+        else:
+            joined.append(argument)
+    return joined
+
+
+def in_brackets(text: str) -> str:
+    """``a,b`` as ``["a","b"]``, numbers without quotes."""
+    parts = [part.strip() for part in re.split(r",(?![^{]*\})", text) if part.strip()]
+    return f"[{','.join(part if re.fullmatch(NUMBER, part) else json.dumps(part) for part in parts)}]"
+
+
+def bare_flags(arguments: Sequence[str], kind: type) -> list[str]:
+    """``--unlabelled`` alone as ``--unlabelled=true``.
+
+    Args:
+        arguments: A command line, names already with underscores.
+        kind: Dataclass of its settings.
+    """
+    flags = {f"--{field.name}" for field in fields(kind) if field.type is bool}
+    following = [*arguments[1:], "--"][: len(arguments)]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

@@ -59,7 +59,7 @@ class Subject:
     projector: nn.Module | None = None
     """Its projection head, where the file holds one."""
     data: str | None = None
-    """Address of what it was pretrained on, where that is known."""
+    """Address of what its run was scored on, where that is known."""
     run: Path | None = None
     """The run folder that it belongs to."""
     in_channels: int = 3
@@ -475,5 +475,6 @@ def settings_of_run(run: Path) -> dict[str, Any]:
 
 
 def data_of_run(run: Path) -> str | None:
-    """Address of what a run was pretrained on."""
-    return settings_of_run(run).get("data")
+    """Address of what a run was scored on: its labelled set, else what it was pretrained on."""
+    settings = settings_of_run(run)
+    return settings.get("val") or settings.get("data")

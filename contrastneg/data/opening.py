@@ -1,7 +1,8 @@
 """The sets of a run: what is pretrained on, and what the encoder is scored on."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +16,31 @@ MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the devic
 BAD_IMAGES = "bad_images.txt"  # file of a run folder
 NAMED_IN_NOTE = 3  # bad pictures that the start card names
 HELD_OUT = 10  # without test images every 10th labelled image is asked about
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """What of a verb's settings says how sets are read."""
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of torchvision's sets."""
+        ...
+
+    @property
+    def on_bad_image(self) -> Literal["raise", "skip"]:
+        """What to do about pictures that cannot be read."""
+        ...
+
+    @property
+    def loading(self) -> Literal["auto", "memory", "stream"]:
+        """Where pixels are kept."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Which images are drawn where some are."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,97 @@ def open_data(config: Pretrain) -> OpenedData:
     return OpenedData(train, bank, queries, loading, lines, notes, bad)
 
 
+@dataclass(frozen=True)
+class LabelledData:
+    """A set that an encoder is judged on, opened and scanned."""
+
+    bank: ImageSet
+    """Images that answer; the only ones where nothing is labelled."""
+    queries: ImageSet
+    """Images that are asked about; the bank itself where nothing is labelled."""
+    loading: Literal["memory", "stream"]
+    """Where the pixels are."""
+    notes: list[str]
+    """What a reader of the scores must know."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether scores that need labels can be taken."""
+        return self.bank is not self.queries
+
+
+def open_labelled(
+    settings: Reading,
+    address: str,
+    channels: int,
+    *,
+    test: str | None = None,
+    most: int | None = None,
+    most_asked: int | None = None,
+) -> LabelledData:
+    """Open and scan a set to judge an encoder on: its training images answer, its test images are asked about.
+
+    Without test images a tenth of the labelled ones is held out, as pretraining does; without labels all are asked about,
+    and nothing that needs labels can be scored.
+
+    Args:
+        settings: How sets are read.
+        address: The set.
+        channels: Channels that the encoder takes.
+        test: Another set whose test images (or all, where it has one split) are asked about.
+        most: At most so many images answer.
+        most_asked: At most so many are asked about.
+
+    Raises:
+        ValueError: An address cannot be opened, images cannot be read and the policy is ``raise``, or ``test`` has no labels.
+    """
+
+    def opened(where: str, split: str, classes: list[str] | None = None) -> ImageSet:
+        return open_source(where, split=split, root=settings.root, channels=channels, classes=classes)
+
+    whole = settings.loading == "memory"
+    answering = usable(opened(address, "train"), settings, whole)
+    bank, notes = answering.images, [*answering.notes]
+    if bank.labels is None or not bool((bank.labels >= 0).any()):
+        if test is not None:
+            raise ValueError(
+                f"{address} has no labels: a test set can be asked about only where labelled images answer"
+            )
+        bank = limited(bank, "asked about", most, settings.seed, notes)
+        return LabelledData(
+            bank, bank, loading_of(bank, settings), [*notes, "no labels: scores that need them are left out"]
+        )
+    queries = None
+    try:
+        asking = usable(opened(test or address, "test", bank.classes), settings, whole)
+        queries, notes = asking.images, [*notes, *asking.notes]
+    except NoSuchSplit:
+        if test is not None:
+            asking = usable(opened(test, "train", bank.classes), settings, whole)
+            queries, notes = asking.images, [*notes, *asking.notes]
+    if test is not None and (queries is None or queries.labels is None):
+        raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
+    if queries is None or queries.labels is None or not bool((queries.labels >= 0).any()):
+        bank, queries = hold_out(bank, settings.seed)
+        notes.append(
+            f"no labelled test images: every {HELD_OUT}th labelled image is asked about and the others answer; an encoder that "
+            "was pretrained on this set has seen them all"
+        )
+    bank = limited(bank, "answering", most, settings.seed, notes)
+    queries = limited(queries, "asked about", most_asked, settings.seed, notes)
+    both = {loading_of(bank, settings), loading_of(queries, settings)}
+    return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
+
+
+def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: list[str]) -> ImageSet:
+    """At most so many images, and a note where that leaves some out."""
+    if count is None or count >= len(source):
+        return source
+    how = "at random" if source.labels is None else "equally many of each class"
+    notes.append(f"{count:,} of {len(source):,} images are {what}, {how}")
+    return limit_images(source, count, seed)
+
+
 def under(purpose: str, lines: list[str]) -> list[str]:
     """The lines of a set, the first one with what the set is for."""
     return [f"{purpose}: {lines[0]}", *lines[1:]]
@@ -146,7 +263,7 @@ def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[
     return Usable(train, lines, notes, bad, found.decoded), loading
 
 
-def usable(source: ImageSet, config: Pretrain, whole: bool) -> Usable:
+def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
         return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
@@ -180,7 +297,7 @@ def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     return source.subset(order[n_queries:].sort().values), source.subset(order[:n_queries].sort().values)
 
 
-def loading_of(source: ImageSet, config: Pretrain) -> Literal["memory", "stream"]:
+def loading_of(source: ImageSet, config: Reading) -> Literal["memory", "stream"]:
     """Where the pixels will be; explains a memory request that cannot be met."""
     if config.loading == "stream":
         return "stream"

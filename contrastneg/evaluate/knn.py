@@ -1,5 +1,6 @@
 """k-nearest-neighbour classification of frozen features (InstDisc, arXiv:1805.01978): exact, in bounded memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -101,16 +102,54 @@ def knn_predict(
     Raises:
         ValueError: k, temperature or chunk is out of range, or a label is not among the classes.
     """
-    if k < 1 or temperature <= 0 or chunk < 1:
-        raise ValueError(f"k is {k}, temperature {temperature}, chunk {chunk}: give k, chunk >= 1 and temperature > 0")
+    grid = knn_grid(
+        bank, bank_labels, queries, ks=(k,), temperatures=(temperature,), num_classes=num_classes, chunk=chunk
+    )
+    return grid[k, temperature]
+
+
+def knn_grid(
+    bank: Float[Tensor, "N F"],
+    bank_labels: Int64[Tensor, " N"],
+    queries: Float[Tensor, "M F"],
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    num_classes: int,
+    chunk: int = 1024,
+) -> dict[tuple[int, float], Int64[Tensor, "M ranked"]]:
+    """The answers of :func:`knn_predict` for every k and temperature, from one search.
+
+    Args:
+        bank: Features that vote; a row that is not finite has no vote.
+        bank_labels: Their classes, 0 to num_classes - 1; -1 has no vote.
+        queries: Features that are asked about.
+        ks: Neighbours that vote, each at least 1; at most N do.
+        temperatures: Each above 0.
+        num_classes: Number of classes.
+        chunk: Queries worked on at a time; does not change the result.
+
+    Returns:
+        Classes by (k, temperature).
+
+    Raises:
+        ValueError: A k, temperature or chunk is out of range, or a label is not among the classes.
+    """
+    if min(ks) < 1 or min(temperatures) <= 0 or chunk < 1:
+        raise ValueError(
+            f"k is {min(ks)}, temperature {min(temperatures)}, chunk {chunk}: give k, chunk >= 1 and temperature > 0"
+        )
     check_labels(bank_labels, num_classes, "bank")
     votes, asked = finite_rows(bank) & (bank_labels >= 0), finite_rows(queries)
     if not votes.all():
         bank, bank_labels = bank[votes], bank_labels[votes]
-    answers = bank_labels.new_full((len(queries), min(RANKED, num_classes)), -1)
+    ranked = min(RANKED, num_classes)
+    answers = {(k, t): bank_labels.new_full((len(queries), ranked), -1) for k in ks for t in temperatures}
     if len(bank) and asked.any():
-        cosine, index = nearest(unit_rows(queries[asked]), unit_rows(bank), min(k, len(bank)), chunk)
-        answers[asked] = vote(cosine, bank_labels[index], temperature, answers.shape[1])
+        cosine, index = nearest(unit_rows(queries[asked]), unit_rows(bank), min(max(ks), len(bank)), chunk)
+        labels = bank_labels[index]
+        for (k, temperature), answer in answers.items():
+            answer[asked] = vote(cosine[:, :k], labels[:, :k], temperature, ranked)
     return answers
 
 

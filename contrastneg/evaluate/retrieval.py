@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.evaluate.features import Features, finite_rows
@@ -23,6 +23,12 @@ class RetrievalScore:
     """MAP@R, in [0, 1]."""
     queries: int
     """Images with another of their class: only these are asked about; all labelled ones are the gallery."""
+    found: Bool[Tensor, "Q ks"]
+    """For each query and k, whether one of its class is among the k most similar others."""
+    precision: Float64[Tensor, " Q"]
+    """Average precision of each query; its mean is MAP@R."""
+    asked: Int64[Tensor, " Q"]
+    """Row of each query among the features."""
     notes: tuple[str, ...] = ()
     """What a reader of the score must know."""
 
@@ -53,18 +59,20 @@ def retrieval_score(features: Features, ks: Sequence[int] = (1, 5, 10)) -> Retri
     if not len(asked):
         raise ValueError("retrieval needs two labelled images of one class: there are none")
     deepest = min(len(x) - 1, max(int(others.max()), *ks))
-    found, precision = torch.zeros(len(ks), dtype=torch.float64), 0.0
+    found, precision = [], []
     for rows in asked.split(max(1, CELLS // len(x))):
         cosine = x[rows] @ x.T
         cosine[torch.arange(len(rows)), rows] = -torch.inf
         order = cosine.sort(dim=1, descending=True, stable=True).indices[:, :deepest]
         right = labels[order] == labels[rows, None]
-        found += torch.stack([right[:, :k].any(dim=1).sum() for k in ks])
-        precision += float(_average_precision(right, others[rows]).sum())
+        found.append(torch.stack([right[:, :k].any(dim=1) for k in ks], dim=1))
+        precision.append(_average_precision(right, others[rows]))
     lost = int((known & ~usable).sum())
     notes = (f"{lost} features are not finite and left out",) if lost else ()
-    recall = dict(zip(ks, (found / len(asked)).tolist(), strict=True))
-    return RetrievalScore(recall, precision / len(asked), len(asked), notes)
+    hits, average = torch.cat(found), torch.cat(precision)
+    recall = dict(zip(ks, hits.double().mean(dim=0).tolist(), strict=True))
+    rows = usable.nonzero().flatten()[asked]
+    return RetrievalScore(recall, float(average.mean()), len(asked), hits, average, rows, notes)
 
 
 def _average_precision(right: Bool[Tensor, "m n"], others: Tensor) -> Float64[Tensor, " m"]:

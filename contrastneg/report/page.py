@@ -2,21 +2,20 @@
 
 import math
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from contrastneg.report.candidates import candidate_charts, has_stages
 from contrastneg.report.curves import charts
+from contrastneg.report.evaluations import EvaluationTable, evaluation_tables
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
 from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
+from contrastneg.report.templating import render
 from contrastneg.wording import duration
 from contrastneg.writing import write_text
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Page:
     environment: list[tuple[str, str]]
     config: str
     absent: dict[str, str]
+    evaluations: list[EvaluationTable] = field(default_factory=list)
 
 
 def write_report(run: Path) -> Path:
@@ -75,21 +75,14 @@ def write_report(run: Path) -> Path:
         ValueError: If ``run`` is not a folder.
     """
     run = Path(run)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("page.html").render(page=build_page(read_records(run)))
+    text = render("page.html", page=build_page(read_records(run), evaluation_tables(run)))
     page = run / "report.html"
     write_text(page, text)
     return page
 
 
-def build_page(records: Records) -> Page:
-    """Everything the page shows, from the records of a run."""
+def build_page(records: Records, evaluations: Sequence[EvaluationTable] = ()) -> Page:
+    """Everything the page shows, from the records of a run and the evaluations of its encoder."""
     rows = [row for row in as_list(records.summary.get("table")) if isinstance(row, dict)]
     neighbours = neighbour_rows(records.pictures)
     command = as_list(records.environment.get("command")) or as_list(records.summary.get("command"))
@@ -111,6 +104,7 @@ def build_page(records: Records) -> Page:
         environment=[(str(k), plain_text(value)) for k, value in records.environment.items() if k != "command"],
         config=records.config_text.strip(),
         absent=absent(records.problems),
+        evaluations=list(evaluations),
     )
 
 

@@ -1,0 +1,95 @@
+"""Runs are compared over the same images, and what cannot be compared is not."""
+
+import re
+
+import numpy as np
+import pytest
+
+
+def evaluation(right, name="run", images="abc", layer="backbone"):
+    from contrastneg.evaluate.results import Evaluation, Score
+
+    value = 100 * float(np.mean(right))
+    context = {
+        "encoder": name, "layer": layer, "data": "shapes", "bank": 10, "queries": len(right),
+        "queries_fingerprint": images, "bank_fingerprint": "b", "precision": "float32",
+    }  # fmt: skip
+    scores = [
+        Score("encoder", "knn", "top-1", value, len(right), low=value - 1, high=value + 1),
+        Score("encoder", "geometry", "RankMe", 12.5, len(right), unit=""),
+        Score("raw pixels", "knn", "top-1", 1.0, len(right)),
+    ]
+    return Evaluation(context, scores, [], {"encoder/knn top-1": np.asarray(right)})
+
+
+def written(folder, found):
+    from contrastneg.evaluate.results import write_evaluation
+
+    write_evaluation(folder / "evaluation" / "shapes", found)
+    (folder / "config.yaml").write_text("data: shapes\n")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    first = np.arange(200) % 2 == 0
+    better = first.copy()
+    better[:40] = True
+    return [written(tmp_path / name, evaluation(right, name)) for name, right in (("plain", first), ("hard", better))]
+
+
+def test_a_difference_is_over_the_same_images_and_marked_where_its_interval_leaves_out_zero(runs):
+    from contrastneg.evaluate.comparison import cell, compare
+
+    [found] = compare(runs)
+    assert found.names == ["plain", "hard"]
+    top1, rankme = found.rows
+    difference = top1.differences[1]
+    assert difference.points == pytest.approx(10)
+    assert difference.clear
+    assert cell(top1.scores[1], difference).startswith("60.0  +10.0 [")
+    assert cell(top1.scores[1], difference).endswith(" *")
+    assert rankme.differences == [None, None]  # no mean over images
+    [same] = compare([runs[0], runs[0]])
+    assert same.names == ["plain #1", "plain #2"]
+    assert not same.rows[0].differences[1].clear
+
+
+def test_other_images_are_not_compared(runs, tmp_path):
+    from contrastneg.evaluate.comparison import compare
+
+    other = written(tmp_path / "other", evaluation(np.ones(200, dtype=bool), "other", images="xyz"))
+    with pytest.raises(ValueError, match="no two of the runs were scored on the same images"):
+        compare([runs[0], other])
+    [found] = compare([*runs, other])
+    assert found.names == ["plain", "hard"]
+
+
+def test_what_differs_beside_the_encoder_is_said(runs, tmp_path):
+    from contrastneg.evaluate.comparison import compare
+
+    head = written(tmp_path / "head", evaluation(np.ones(200, dtype=bool), "head", layer="projector"))
+    [found] = compare([runs[0], head])
+    assert found.notes == ["the runs differ in layers: differences are not of the encoders alone"]
+
+
+def test_runs_that_were_not_evaluated_are_named(tmp_path, runs):
+    from contrastneg.evaluate.comparison import compare
+
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="bare holds no evaluation: run `contrastneg evaluate"):
+        compare([runs[0], tmp_path / "bare"])
+    with pytest.raises(ValueError, match="at least two"):
+        compare(runs[:1])
+
+
+def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys, monkeypatch):
+    from contrastneg.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--compare", *map(str, runs)]) == 0
+    printed = capsys.readouterr().out
+    assert "+10.0" in printed
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("<svg") == 1
+    assert re.search(r"hard: 60\.0 \[59\.0, 61\.0\] %", page)

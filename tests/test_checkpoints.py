@@ -1,0 +1,70 @@
+"""The released encoders: small, loadable by name, described by cards that the tables repeat."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "checkpoints").glob("*.safetensors"))
+
+
+def release_script():
+    spec = importlib.util.spec_from_file_location("release", ROOT / "scripts" / "release.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_encoders_of_both_methods_each_with_a_card():
+    cards = [json.loads((ROOT / "checkpoints" / f"{name}.json").read_text()) for name in NAMES]
+    assert {card["method"] for card in cards} == {"SimCLR", "MoCo"}
+    assert [card["name"] for card in cards] == NAMES
+    assert all((ROOT / card["recipe"]).exists() for card in cards)
+    assert all("Apache-2.0" in card["licence"] and card["versions"]["torch"] for card in cards)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "checkpoints/README.md"])
+def test_the_tables_say_what_the_cards_say(readme):
+    script = release_script()
+    text = (ROOT / readme).read_text()
+    assert text.partition(script.BEGIN)[2].partition(script.END)[0].strip() == script.table()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_is_small_and_opens_by_its_name(name, monkeypatch):
+    from contrastneg.subjects import open_subject
+
+    monkeypatch.chdir(ROOT)
+    assert (ROOT / "checkpoints" / f"{name}.safetensors").stat().st_size < 3_000_000
+    card = json.loads((ROOT / "checkpoints" / f"{name}.json").read_text())
+    subject = open_subject(f"checkpoints/{name}")
+    assert (subject.name, subject.data, subject.views.size) == (name, card["data"], card["image_size"])
+    assert sum(p.numel() for p in subject.network.parameters()) == card["parameters"]
+    with torch.no_grad():
+        assert subject.network(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_numbers_of_a_card_are_those_of_the_encoder(name, shared, monkeypatch, tmp_path):
+    from contrastneg.evaluate.judge import evaluate
+    from contrastneg.evaluate.settings import Evaluate
+
+    monkeypatch.chdir(ROOT)
+    card = json.loads((ROOT / "checkpoints" / f"{name}.json").read_text())
+    told = next(
+        s for s in card["scores"] if (s["features"], s["protocol"], s["metric"]) == ("encoder", "logistic", "top-1")
+    )
+    settings = Evaluate(
+        encoder=f"checkpoints/{name}",
+        data=str(shared / "data" / "cifar10"),
+        protocols=("logistic",),
+        baselines=False,
+        limit_images=5000,
+        limit_test_images=1000,
+        out=tmp_path,
+    )
+    [(_, found)] = evaluate(settings)
+    assert found.scores[0].value == pytest.approx(told["percent"], abs=5)  # a tenth of the images
