@@ -18,9 +18,21 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from contrastneg.data.augment import blur_, blur_kernel_size, color_jitter_, crop_resize, grayscale_, solarize_
-from contrastneg.data.draws import Augment, Colors, draw_colors, draw_crops
+from contrastneg.data.draws import Augment, Colors, Crops, draw_colors, draw_crops
 
-__all__ = ["Augment", "Views", "crop_pair", "describe", "eval_crop", "eval_view", "finish_views", "two_views"]
+__all__ = [
+    "Augment",
+    "Views",
+    "crop_batch",
+    "crop_one",
+    "crop_pair",
+    "describe",
+    "eval_crop",
+    "eval_view",
+    "finish_views",
+    "normalized",
+    "two_views",
+]
 
 # Values per working tensor. On a CPU it and its few temporaries should stay in the cache (256 pictures of 32 x 32 were
 # fastest; 64 took 10-25 % longer); elsewhere it only bounds memory (128 MiB in float32).
@@ -96,16 +108,33 @@ def two_views(
             view = torch.empty(count, channels, views.size, views.size, device=images.device)
             for start in range(0, count, chunk):
                 stop = min(start + chunk, count)
-                box = crops.rows(start, stop)
-                pixels = crop_resize(
-                    images[start:stop].float().div_(255),
-                    *(box.top, box.left, box.height, box.width, box.mirror),
-                    size=views.size,
-                    interpolation=augment.interpolation,
-                )
+                pixels = _cropped(images[start:stop], crops.rows(start, stop), augment, views.size)
                 view[start:stop] = _finish_(pixels, colors.rows(start, stop), augment, views)
             results.append(view)
     return results[0], results[1]
+
+
+def crop_batch(images: UInt8[Tensor, "B C H W"], boxes: Crops, views: Views) -> Float[Tensor, "B C S S"]:
+    """Given boxes and flips of a batch, resized and normalised, with nothing else done to them: for training on labels.
+
+    Args:
+        images: 8-bit pictures of one size.
+        boxes: One per picture.
+        views: Size, normalisation, and view 1's interpolation.
+
+    Returns:
+        float32, on the device of ``images``, without gradient.
+    """
+    _check_pixels(images)
+    count, channels, height, width = images.shape
+    chunk = _chunk_length(images.device, channels * max(height * width, views.size**2))
+    result = torch.empty(count, channels, views.size, views.size, device=images.device)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        for start in range(0, count, chunk):
+            stop = min(start + chunk, count)
+            pixels = _cropped(images[start:stop], boxes.rows(start, stop), views.view1, views.size)
+            result[start:stop] = _normalize_(pixels, views)
+    return result
 
 
 def crop_pair(image: UInt8[Tensor, "C H W"], views: Views, generator: torch.Generator) -> UInt8[Tensor, "2 C S S"]:
@@ -119,19 +148,30 @@ def crop_pair(image: UInt8[Tensor, "C H W"], views: Views, generator: torch.Gene
     Returns:
         Two 8-bit crops, for :func:`finish_views`.
     """
+    return torch.stack([crop_one(image, augment, views.size, generator) for augment in views.both])
+
+
+def crop_one(
+    image: UInt8[Tensor, "C H W"], augment: Augment, size: int, generator: torch.Generator
+) -> UInt8[Tensor, "C S S"]:
+    """The geometric half of one view of one picture; see :func:`crop_pair`.
+
+    Args:
+        image: An 8-bit picture of any size.
+        augment: How crops and flips are drawn.
+        size: Pixels per side.
+        generator: A CPU generator, made for this picture.
+    """
     _check_pixels(image)
-    pair = []
-    for augment in views.both:
-        box = draw_crops(1, image.shape[-2], image.shape[-1], augment, generator)
-        crop = tv.resized_crop(
-            image,
-            *(int(side) for side in (box.top, box.left, box.height, box.width)),
-            size=[views.size, views.size],
-            interpolation=InterpolationMode(augment.interpolation),
-            antialias=True,
-        )
-        pair.append(tv.horizontal_flip(crop) if box.mirror else crop)
-    return torch.stack(pair)
+    box = draw_crops(1, image.shape[-2], image.shape[-1], augment, generator)
+    crop = tv.resized_crop(
+        image,
+        *(int(side) for side in (box.top, box.left, box.height, box.width)),
+        size=[size, size],
+        interpolation=InterpolationMode(augment.interpolation),
+        antialias=True,
+    )
+    return tv.horizontal_flip(crop) if box.mirror else crop
 
 
 def finish_views(
@@ -186,7 +226,24 @@ def eval_crop(images: UInt8[Tensor, "*B C H W"], views: Views) -> UInt8[Tensor, 
 def eval_view(images: UInt8[Tensor, "B C H W"], views: Views) -> Float[Tensor, "B C S S"]:
     """:func:`eval_crop`, then the same normalisation as in training; the same pixels as in a stream."""
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        return _normalize_(eval_crop(images, views).float().div_(255), views)
+        return normalized(eval_crop(images, views), views)
+
+
+def normalized(crops: UInt8[Tensor, "B C S S"], views: Views) -> Float[Tensor, "B C S S"]:
+    """Pictures that have their size as the encoder takes them: float32, by the recipe's mean and standard deviation."""
+    with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
+        return _normalize_(crops.float().div_(255), views)
+
+
+def _cropped(
+    images: UInt8[Tensor, "B C H W"], box: Crops, augment: Augment, size: int
+) -> Float[Tensor, "B C {size} {size}"]:
+    return crop_resize(
+        images.float().div_(255),
+        *(box.top, box.left, box.height, box.width, box.mirror),
+        size=size,
+        interpolation=augment.interpolation,
+    )
 
 
 def _finish_(

@@ -87,22 +87,22 @@ class HeadsScore(Answers):
 class Heads(NamedTuple):
     """G linear heads over the same features."""
 
-    weight: Float[Tensor, "F GC"]
-    """Columns by head, then by class."""
-    bias: Float[Tensor, " GC"]
-    """One per column."""
+    weight: Float[Tensor, "CG F"]
+    """Rows by class, then by head: a softmax over classes then runs along memory, not in steps of a few numbers."""
+    bias: Float[Tensor, "CG 1"]
+    """One per row."""
     num_classes: int
     """C."""
 
-    def __call__(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "B G C"]:
+    def __call__(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "C G B"]:
         """Logits of every head."""
         heads = len(self.bias) // self.num_classes
-        return torch.addmm(self.bias, x, self.weight).view(len(x), heads, self.num_classes)
+        return torch.addmm(self.bias, self.weight, x.T).view(self.num_classes, heads, len(x))
 
     def finite(self) -> Bool[Tensor, " G"]:
         """Which heads have not diverged."""
-        columns = self.weight.isfinite().all(dim=0) & self.bias.isfinite()
-        return columns.view(-1, self.num_classes).all(dim=1)
+        rows = self.weight.isfinite().all(dim=1) & self.bias[:, 0].isfinite()
+        return rows.view(self.num_classes, -1).all(dim=0)
 
 
 def heads_score(
@@ -148,7 +148,7 @@ def heads_score(
     rows = max(1, LOGITS // num_classes)
     asks = queries.x[answered].split(rows), queries.labels[answered].split(rows)
     parts = [
-        listed(head(part.to(device).sub(mean).div_(deviation))[:, 0], labels.to(device))
+        listed(head(part.to(device).sub(mean).div_(deviation))[:, 0].T, labels.to(device))
         for part, labels in zip(*asks, strict=True)
     ]
     found[answered] = torch.cat(parts).cpu()
@@ -196,7 +196,7 @@ def try_heads(
     heads = train_heads(x, y, (~held).nonzero().flatten(), num_classes, settings, grid, seed)
     right = torch.zeros(len(settings), dtype=torch.long, device=x.device)
     for rows in held.nonzero().flatten().split(max(1, LOGITS // len(heads.bias))):
-        right += (heads(x[rows]).argmax(dim=2) == y[rows, None]).sum(dim=0)
+        right += (heads(x[rows]).argmax(dim=0) == y[rows]).sum(dim=1)
     among = max(1, int(held.sum()))
     return [
         Tried(lr, decay, count / among if finite else None)
@@ -228,11 +228,10 @@ def train_heads(
         grid: Epochs and batch size.
         seed: Draws first weights and batches.
     """
-    first = INITIAL * torch.randn(x.shape[1], num_classes, generator=generator(seed, "heads", "weights"))
-    weight = first.to(x).repeat(1, len(settings))
-    bias = weight.new_zeros(weight.shape[1])
-    heads = Heads(weight, bias, num_classes)
-    lr, decay = (weight.new_tensor(numbers).repeat_interleave(num_classes) for numbers in zip(*settings, strict=True))
+    first = INITIAL * torch.randn(num_classes, x.shape[1], generator=generator(seed, "heads", "weights"))
+    weight = first.to(x).repeat_interleave(len(settings), dim=0)
+    heads = Heads(weight, bias := weight.new_zeros(len(weight), 1), num_classes)
+    lr, decay = (weight.new_tensor(numbers).repeat(num_classes)[:, None] for numbers in zip(*settings, strict=True))
     velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     per_epoch = math.ceil(len(rows) / grid.batch_size)
     for epoch in range(grid.epochs):
@@ -240,13 +239,13 @@ def train_heads(
         for step, batch in enumerate(rows[order].tensor_split(per_epoch), epoch * per_epoch):
             features = x[batch]
             error = heads(features).softmax(
-                dim=2
+                dim=0
             )  # minus the true class it is the gradient of the summed cross-entropy
-            error[torch.arange(len(batch), device=x.device), :, y[batch]] -= 1
-            error = error.flatten(1)
+            error[y[batch], :, torch.arange(len(batch), device=x.device)] -= 1
+            error = error.flatten(0, 1)
             rate = lr * rate_factor(step, steps=grid.epochs * per_epoch)
-            velocity.addmm_(features.T, error, beta=MOMENTUM, alpha=1 / len(batch)).addcmul_(weight, decay)
-            bias_velocity.mul_(MOMENTUM).add_(error.mean(dim=0))
+            velocity.addmm_(error, features, beta=MOMENTUM, alpha=1 / len(batch)).addcmul_(weight, decay)
+            bias_velocity.mul_(MOMENTUM).add_(error.mean(dim=1, keepdim=True))
             weight.addcmul_(velocity, rate, value=-1)
             bias.addcmul_(bias_velocity, rate, value=-1)
     return heads
