@@ -134,8 +134,11 @@ def plain(setting: Any) -> Any:
         return plain(setting.value)
     if isinstance(setting, Path):
         return str(setting)
-    if setting is None or isinstance(setting, (bool, int, float, str)):
-        return setting if type(setting) in (bool, int, float, str, type(None)) else type(setting).__mro__[1](setting)
+    if setting is None or isinstance(setting, bool):
+        return setting
+    for kind in (int, float, str):
+        if isinstance(setting, kind):  # also a kind of number or text of its own, as numpy's float64 is
+            return kind(setting)
     if not hasattr(setting, "item"):
         raise ValueError(f"{type(setting).__name__} cannot be written to config.yaml: make it a dataclass")
     return getattr(setting, "item")()  # noqa: B009 - a numpy or torch scalar
