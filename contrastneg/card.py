@@ -133,7 +133,9 @@ def schedule_line(trainer: pl.Trainer, global_batch: int, config: Pretrain, imag
     """Length of the run in words."""
     steps, windows = int(trainer.estimated_stepping_batches), config.accumulate
     per_step = f"{global_batch} images" if windows == 1 else f"{windows} x {global_batch} images"
-    left_out = images % global_batch if config.drop_last else 0
+    left_out = images % global_batch
+    if not config.drop_last and left_out * config.batch_size // global_batch >= 2:  # images per process
+        left_out = 0
     rest = (
         f"; {count_of(left_out, 'image')} of each epoch, drawn anew, fill no batch and are left out" if left_out else ""
     )

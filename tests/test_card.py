@@ -43,6 +43,11 @@ def test_the_schedule_line_counts_the_images_that_fill_no_batch():
     assert line(trainer, 32, config, 97).endswith("1 epoch, 3 optimizer steps of 32 images; 1 image of each epoch, "
                                                   "drawn anew, fill no batch and are left out")  # fmt: skip
     assert line(trainer, 32, config, 96).endswith("3 optimizer steps of 32 images")
+    smaller = Pretrain(method=config.method, epochs=1, batch_size=16, drop_last=False)  # two processes of 16
+    assert line(trainer, 32, smaller, 99).endswith(
+        "; 3 images of each epoch, drawn anew, fill no batch and are left out"
+    )
+    assert line(trainer, 32, smaller, 100).endswith("3 optimizer steps of 32 images")
 
 
 def stages_that_wait():
