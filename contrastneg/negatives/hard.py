@@ -5,6 +5,7 @@ None of them can be undone by a correction of the sampling: candidates of some r
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -291,5 +292,6 @@ def ranks_between(
 
 
 def _place(share: float, size: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """A share of each size, rounded up; 0.07 of 100 is 7 although the product is a hair above."""
-    return (share * size.double() - 1e-9).ceil().long().clamp(min=0)
+    """A share of each size, rounded up; 0.07 of 100 is 7 although the product of these numbers is a hair above."""
+    exact = Fraction(share).limit_denominator(1_000_000)  # in whole numbers: not every device has float64
+    return -((-exact.numerator * size) // exact.denominator)

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
 from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.schedules import Schedule, value
+
+ROUNDING = 1e-6  # of a difference of two decimal fractions, which must not decide whether the largest one is near
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class MetadataTiers(StageWithState):
             raise WrongSetting(self, "tiers", "is empty: give at least one, or leave the stage out")
         # Facts, not state: told again at the start of a resumed run.
         self.register_buffer("group", torch.zeros(len(self.tiers), 0, dtype=torch.long), persistent=False)
-        self.register_buffer("moment", torch.zeros(len(self.tiers), 0, dtype=torch.double), persistent=False)
+        self.register_buffer("moment", torch.zeros(len(self.tiers), 2, 0), persistent=False)
 
     @property
     def attracts(self) -> bool:
@@ -87,7 +89,8 @@ class MetadataTiers(StageWithState):
             group.append(connected(_named(column, tier)) if tier.refers == "image" else group_codes(column))
             nowhen = torch.zeros(facts.images, dtype=torch.double)
             moment.append(nowhen if tier.time is None else _numbers(column_of(facts, tier, "time"), tier))
-        self.group, self.moment = torch.stack(group).to(self.group.device), torch.stack(moment).to(self.moment.device)
+        self.group = torch.stack(group).to(self.group.device)
+        self.moment = in_two_parts(torch.stack(moment)).to(self.moment.device)
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
         """The table with each tier's action on the candidates that it fits first."""
@@ -96,8 +99,7 @@ class MetadataTiers(StageWithState):
             own = of_image(group, negatives.query_id, -1)[:, None]
             fits = (own == of_image(group, negatives.key_id, -1)) & (own >= 0) & ~settled
             if tier.time is not None:
-                when = of_image(moment, negatives.query_id, math.nan)[:, None]
-                fits &= (when - of_image(moment, negatives.key_id, math.nan)).abs() <= tier.within  # not with NaN
+                fits &= apart(moment, negatives) <= tier.within * (1 + ROUNDING)  # not with NaN
             settled |= fits
             weight = value(tier.weight, clock.progress)
             if tier.action == "attract":
@@ -107,6 +109,21 @@ class MetadataTiers(StageWithState):
             else:
                 negatives = replace(negatives, log_weight=negatives.log_weight + math.log(weight) * fits)
         return negatives
+
+
+def in_two_parts(number: Float64[Tensor, "tiers T"]) -> Float32[Tensor, "tiers 2 T"]:
+    """Numbers as the sum of two of float32, where seconds since 1970 keep their fractions: not every device has float64."""
+    most = number.float()
+    return torch.stack([most, (number - most.double()).float()], dim=1)
+
+
+def apart(moment: Float32[Tensor, "2 T"], negatives: Negatives) -> Float32[Tensor, "B M"]:
+    """Difference of each query's and each candidate's number, NaN where one is missing."""
+    most, rest = (
+        of_image(part, negatives.query_id, math.nan)[:, None] - of_image(part, negatives.key_id, math.nan)
+        for part in moment
+    )
+    return (most + rest).abs()
 
 
 def connected(other: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:

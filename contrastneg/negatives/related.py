@@ -8,8 +8,10 @@ as a coarse category, raises their share and wants an eliminating stage before i
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from scipy.special import gammaln, xlog1py, xlogy
 from torch import Tensor
 
 from contrastneg.checks import check_range
@@ -152,16 +154,18 @@ def mixture_law(
         beta: Probability of a place for related candidates.
         dtype: Of the result.
     """
-    m = torch.arange(count + 1, device=near.device, dtype=torch.double)
-    ways = torch.lgamma(m[-1:] + 1) - torch.lgamma(m + 1) - torch.lgamma(count - m + 1)
-    chance = (ways + torch.special.xlogy(m, beta) + torch.special.xlogy(count - m, 1 - beta)).exp()
-    r, k = n_near[:, None].double(), n_all[:, None].double()
+    places = np.arange(count + 1)
+    # The logarithms of factorials cancel, which takes float64: on the host, for not every device has it.
+    ways = gammaln(count + 1) - gammaln(places + 1) - gammaln(count - places + 1)
+    chance = np.exp(ways + xlogy(places, beta) + xlog1py(count - places, -beta))
+    m, chance = (torch.from_numpy(numbers).to(dtype).to(near.device) for numbers in (places, chance))
+    r, k = n_near[:, None].to(dtype), n_all[:, None].to(dtype)
     a = torch.minimum(m, r)  # (B, count + 1)
     later = ((count - a) / (k - a).clamp(min=1)).clamp(0, 1)
     first = a / r.clamp(min=1)
     of_near = ((first + (1 - first) * later) * chance).sum(dim=1, keepdim=True)
     of_others = (later * chance).sum(dim=1, keepdim=True)
-    return torch.where(near, of_near, of_others).clamp(max=1).log().to(dtype)
+    return torch.where(near, of_near, of_others).clamp(max=1).log()
 
 
 def _codes(table: Int64[Tensor, " T"], negatives: Negatives) -> tuple[Tensor, Tensor]:

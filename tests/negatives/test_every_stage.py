@@ -1,7 +1,7 @@
 """What holds for every stage of the package, each begun, refreshed and fed with the keys of some steps.
 
 Rows as of failures known from other tools: an image that is its own negative, slots that were never filled, small
-temperatures and half precision, rows with nothing left.
+temperatures and half precision, rows with nothing left, numbers that a device does not have.
 """
 
 import math
@@ -11,8 +11,10 @@ import pytest
 import torch
 from small_stages import with_those_before
 from try_all import LOSSES, STAGES, built, named
+from widths import Float64Made
 
-from contrastneg import negatives
+from contrastneg import KeyQueue, negatives
+from contrastneg.contrast import contrast
 from contrastneg.negatives import Clock, Facts, Negatives, Stage, run_stages
 from contrastneg.objectives import InfoNCE, Objective
 
@@ -96,7 +98,26 @@ def test_rows_that_were_never_written_do_not_matter(name):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if KIND[name] != "source"])
+@pytest.mark.parametrize("name", STAGES)
+def test_what_unfilled_slots_of_the_queue_hold_does_not_matter_and_no_stage_changes_the_queue(name):
+    found = []
+    for noise in (0.0, 1.0):
+        queue = KeyQueue(24, DIM)
+        queue.keys.add_(noise * unit(24, seed=9))
+        queue.push(unit(20, seed=2), torch.cat([torch.arange(18), torch.tensor([2, 3])]))
+        state = {part: buffer.clone() for part, buffer in queue.state_dict().items()}
+        query = unit(QUERIES, seed=1).requires_grad_()
+        positive = torch.nn.functional.normalize(query.detach() + 0.3 * unit(QUERIES, seed=3), dim=1)
+        given = query, positive, torch.arange(QUERIES), *queue.filled_keys(), ready(name), 0.2, NOW
+        loss, _, _ = contrast(*given, support=positive[:, None])
+        loss.sum().backward()
+        assert all(torch.equal(buffer, state[part]) for part, buffer in queue.state_dict().items())
+        found.append((loss.detach(), query.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if KIND[name] != "source" or name == "NeighbourPositive"])
 def test_a_query_with_nothing_left_has_loss_and_gradient_exactly_zero_under_every_loss(name):
     stages = ready(name)
     for loss_name, settings in LOSSES.items():
@@ -147,6 +168,16 @@ def test_small_temperatures_and_half_precision_stay_finite(name, precision):
             assert loss.dtype == torch.float32
             assert loss.isfinite().all()
             assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_float32_numbers_stay_float32_on_their_way_through_a_step(name):
+    stages, before = ready(name), table()
+    with Float64Made() as made:
+        loss_of(run_stages(before, stages, NOW)).sum().backward()
+        for place, stage in enumerate(stages):
+            stage.update(unit(6, seed=20), torch.arange(6), replace(NOW, stage=place))
+    assert made.names == set()
 
 
 def test_equal_candidates_and_their_mixes_count_as_so_many():

@@ -50,6 +50,20 @@ def test_the_first_relation_that_fits_decides():
     assert torch.equal(table.log_weight, table.log_weight.T)
 
 
+def test_times_are_compared_to_the_fraction_of_a_second_and_the_largest_difference_is_near():
+    group = {"c": torch.zeros(5, dtype=torch.long)}
+    since_1970 = [1.8e9, 1.8e9 + 0.25, 1.8e9 + 0.75, 1.8e9 + 100, 1.8e9 + 100.5]
+    near = after([Tier("c", time="t", within=0.5)], {**group, "t": since_1970})
+    assert (pairs(5).kept & ~near.kept).nonzero().tolist() == [[0, 1], [1, 0], [1, 2], [2, 1], [3, 4], [4, 3]]
+    tenths = [0.1, 0.3, 0.5, 0.7, 1.1]
+    near = after([Tier("c", time="t", within=0.2)], {**group, "t": tenths})
+    assert (pairs(5).kept & ~near.kept).nonzero().tolist() == [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
+    far = after([Tier("c", time="t", within=0.199)], {**group, "t": tenths})
+    assert torch.equal(far.kept, pairs(5).kept)
+    ever = after([Tier("c", time="t")], {**group, "t": tenths})
+    assert not ever.kept.any()
+
+
 def test_missing_values_match_nothing():
     for column in (
         torch.tensor([-1, -1, 3, 3, -1]),
