@@ -38,6 +38,23 @@ def test_value_maximum_and_gradient_equal_the_table(temperature, n_keys):
     assert_close(top, highest, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("order", ["drawn", "rising", "falling"])
+@pytest.mark.parametrize("tile", [1, 7, 300, 10_000])
+def test_neither_the_size_of_tiles_nor_the_order_of_keys_changes_the_result(monkeypatch, tile, order):
+    from contrastneg import logsumexp
+
+    query, keys, temperature = unit(5, 16).requires_grad_(), unit(601, 16, seed=1), 0.02
+    if order != "drawn":
+        keys = keys[(keys @ query[0].detach()).argsort(descending=order == "falling")]
+    monkeypatch.setattr(logsumexp, "CPU_TILE", tile)
+    lse, top = logsumexp.one_pass_logsumexp_max(query, keys, temperature=temperature)
+    lse.sum().backward()
+    expected, gradient, highest = reference(query, keys, temperature)
+    assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+    assert_close(query.grad, gradient, rtol=1e-10, atol=1e-10)
+    assert_close(top, highest, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2])
 def test_float32_keeps_values_to_1e_5_and_gradients_to_1e_6(temperature):
     from contrastneg.logsumexp import one_pass_logsumexp

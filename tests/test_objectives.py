@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from widths import Float64Made
 
 T = 0.2
 NAMES = [
@@ -246,6 +247,51 @@ def test_an_empty_queue_gives_zero(name):
     assert (values == 0).all()
     assert (query.grad == 0).all()
     assert not contrasted.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_unfilled_slots_of_the_queue_hold_changes_no_bit_of_the_first_losses(name):
+    from contrastneg import KeyQueue
+    from contrastneg.contrast import contrast
+
+    runs = []
+    for seed in (50, 60):
+        queue, loss, numbers = KeyQueue(8, 6, torch.double), objective(name), []
+        queue.keys.copy_(unit(8, 6, seed=seed))
+        for step in range(4):
+            query, ids = unit(3, 6, seed=10 + step).requires_grad_(), torch.arange(3) + 3 * step
+            keys, key_id = queue.candidates()
+            assert len(keys) == (0, 3, 6, 8)[step]
+            values, _, _ = contrast(query, unit(3, 6, seed=20 + step), ids, keys, key_id, [], T, clock(step), loss)
+            values.sum().backward()
+            numbers += [values.detach(), query.grad]
+            queue.push(unit(3, 6, seed=30 + step), ids)
+        runs.append(numbers)
+    assert (runs[0][0] == 0).all()
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_mode_aborts_no_loss_and_float32_numbers_stay_float32(name, one_pass):
+    from contrastneg.contrast import contrast
+    from contrastneg.negatives import UniformSubset
+
+    keys, found = unit(40, 6, seed=2).float(), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            query = unit(5, 6).float().requires_grad_()
+            given = query, unit(5, 6, seed=1).float(), torch.arange(5), keys, torch.arange(40) % 9
+            with Float64Made() as made:
+                values, _, _ = contrast(*given, [] if one_pass else [UniformSubset(99)], T, clock(), objective(name))
+                values.sum().backward()
+            assert made.names == set()
+            found.append((values.detach(), query.grad))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

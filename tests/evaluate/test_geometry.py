@@ -25,8 +25,9 @@ def test_rankme_takes_singular_values_of_features_that_are_not_centred() -> None
     assert rankme(features) == pytest.approx(float((-(share * share.log()).sum()).exp()), rel=1e-6)
 
 
-def test_rankme_is_at_most_the_number_of_images() -> None:
+def test_rankme_is_at_most_the_number_of_images_and_the_width() -> None:
     assert rankme(draws(5, 64)) <= 5 + 1e-3
+    assert 4 < rankme(draws(64, 5)) <= 5 + 1e-3
 
 
 def test_identical_views_of_orthonormal_means_have_a_lidar_of_images_less_one() -> None:

@@ -27,6 +27,20 @@ def test_cosine_contrastive_has_its_value_by_hand_and_ignores_candidates_below_t
     assert all(x.isfinite().all() for x in at_the_kink)
 
 
+def test_the_attraction_of_unit_vectors_is_never_cut_off():
+    from contrastneg.losses import cosine_contrastive
+
+    pos = torch.cat([torch.linspace(-1, 1, 41)[:-1], torch.tensor([1 - 1e-7])]).double()
+    below = torch.full((41, 3), -1.0, dtype=torch.double)
+    assert_close(cosine_contrastive(pos, below, margin=0.4, negative_weight=9.0), 1 - pos)
+    slope = gradients(lambda p, n: cosine_contrastive(p, n, margin=0.4, negative_weight=9.0), pos, below)
+    assert (slope[0] == -1).all()
+    assert (slope[1] == 0).all()
+    x = torch.nn.functional.normalize(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    itself = cosine_contrastive((x * x).sum(1), torch.full((200, 3), -1.0), margin=0.4)
+    assert ((itself >= 0) & (itself < 1e-6)).all()  # also where rounding makes a cosine larger than 1
+
+
 def test_listing_all_candidates_twice_leaves_a_mean_and_doubles_a_sum():
     from contrastneg.losses import cosine_contrastive
 

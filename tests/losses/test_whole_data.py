@@ -91,6 +91,39 @@ def test_a_queue_without_end_weighs_keys_by_their_age():
     assert_close(moments.square_sum(query), expected)
 
 
+def test_a_queue_without_end_that_forgets_ever_more_slowly_becomes_the_queue_of_all_keys():
+    from contrastneg.losses import KeyMoments
+
+    batches, query = unit(6, 10, 4), unit(3, 4, seed=3)
+    together = KeyMoments.of(batches.flatten(0, 1)).square_sum(query, 0.2) / 60
+    apart = []
+    for momentum in (0.5, 0.9, 0.99, 1 - 1e-7):
+        moments = KeyMoments.of(batches[0]).scaled((1 - momentum) / 10)
+        for batch in batches[1:]:
+            moments = moments.scaled(momentum) + KeyMoments.of(batch).scaled((1 - momentum) / 10)
+        apart.append((moments.square_sum(query, 0.2) / moments.mass - together).abs().max().item())
+    assert apart == sorted(apart, reverse=True)
+    assert apart[0] > 1e-3
+    assert apart[-1] < 1e-6
+
+
+@pytest.mark.parametrize("group", [None, GROUP], ids=["no_groups", "groups"])
+def test_twice_as_many_images_take_twice_the_operations(group):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from contrastneg.losses import square_all_pairs
+
+    def operations(times):
+        u, v = (x.repeat(times, 1).requires_grad_() for x in (unit(9, 4, seed=1), unit(9, 4, seed=2)))
+        with FlopCounterMode(display=False) as counter:
+            groups = None if group is None else group.repeat(times)
+            square_all_pairs(u, v, negative_weight=0.5, group=groups).sum().backward()
+        return counter.get_total_flops()
+
+    assert operations(1) > 0
+    assert [operations(times) / operations(1) for times in (2, 4, 8)] == [2, 4, 8]
+
+
 def test_excluding_a_group_is_leaving_its_keys_out():
     from contrastneg.losses import KeyMoments
 
