@@ -72,6 +72,9 @@ def test_each_move_follows_the_matrix_of_metropolis_and_hastings(graph, exponent
     stage, query, own = chain(graph), units(1, seed=8)[0], 3
     law = law_of(stage, query, own, exponent)
     matrix = transitions(stage, law)
+    assert_close(law @ matrix, law)  # the law is stationary
+    flow = law[:, None] * matrix
+    assert_close(flow, flow.T)  # in detailed balance
     seen = one_step_frequencies(stage, query, own, exponent / 0.2)
     others = torch.arange(NODES) != own
     assert (seen - matrix)[others].abs().max() < 0.04

@@ -1,22 +1,29 @@
 """What holds for every stage that keeps a part of the candidates."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from contrastneg import negatives
 from contrastneg.losses import info_nce
 from contrastneg.negatives import (
+    AdaptiveCount,
     BestResponse,
     Clock,
+    ColumnSize,
+    Facts,
     GapSubset,
     HardestOfRandom,
     HardestSubset,
     HardnessBand,
     LearnedPolicy,
     Negatives,
+    PopularSubset,
     RankSubset,
+    RelatedSubset,
     SemiHardSubset,
     SoftmaxSubset,
     UniformSubset,
@@ -27,6 +34,14 @@ from contrastneg.negatives.weight import FixedMass, SamplingCorrection
 
 NOW = Clock(3, 100, 0.0, 0)
 COUNT = 4
+
+
+def begun(stage):
+    """A stage with state, told of the images, that learns nothing."""
+    stage.begin(Facts(120, 6, columns={"place": torch.arange(120) % 3}))
+    return stage.eval()
+
+
 EXACT = [  # these keep exactly COUNT
     UniformSubset(COUNT),
     HardestSubset(COUNT),
@@ -40,7 +55,10 @@ EXACT = [  # these keep exactly COUNT
     SoftmaxSubset(COUNT, score="loss"),
     RankSubset(COUNT),
     BestResponse(COUNT),
-    LearnedPolicy(COUNT).eval(),
+    begun(LearnedPolicy(COUNT)),
+    begun(AdaptiveCount(COUNT, smallest=1)),
+    begun(PopularSubset(popularity=ColumnSize("place"), count=COUNT)),
+    begun(RelatedSubset(count=COUNT, beta=0.5, column="place")),
 ]
 ALL = [*EXACT, SemiHardSubset(COUNT), HardnessBand(0.1, 0.5), HardnessBand(0.1, 0.5, outside=True)]
 WITHOUT_DRAWS = [
@@ -50,7 +68,16 @@ WITHOUT_DRAWS = [
     SemiHardSubset(COUNT),
     HardnessBand(0.1, 0.5),
 ]
-RANDOM = (UniformSubset, HardestOfRandom, SoftmaxSubset, RankSubset, BestResponse, LearnedPolicy)
+RANDOM = (
+    *(UniformSubset, HardestOfRandom, SoftmaxSubset, RankSubset, BestResponse, LearnedPolicy),
+    *(AdaptiveCount, PopularSubset, RelatedSubset),
+)
+
+
+def test_no_selector_is_left_out():
+    known = [getattr(negatives, name) for name in negatives.__all__]
+    selectors = {kind for kind in known if isinstance(kind, type) and getattr(kind, "kind", "") == "select"}
+    assert selectors - {type(stage) for stage in ALL} == {negatives.HardestQueries}  # which chooses among queries
 
 
 def table(n_keys=20, queries=5, dim=6, seed=0, per_query=False, dtype=torch.float32, key_dtype=None):
@@ -87,8 +114,10 @@ def test_exactly_the_count_is_kept_or_all_there_are_and_nothing_comes_back(stage
 def test_weights_of_kept_candidates_sum_to_what_was_there_or_stay_when_plain(stage):
     before = table().removed(torch.arange(20).expand(5, -1) < 3)
     assert_close(stage(before, NOW).log_weight.exp().sum(1), torch.full((5,), 17.0))
-    plain = replace(stage, mass="plain")(before, NOW)
-    assert torch.equal(plain.log_weight.exp(), plain.kept.float())
+    plain = copy.deepcopy(stage)
+    object.__setattr__(plain, "mass", "plain")  # also of a frozen one
+    after = plain(before, NOW)
+    assert torch.equal(after.log_weight.exp(), after.kept.float())
 
 
 @pytest.mark.parametrize("stage", ALL, ids=str)
@@ -153,6 +182,21 @@ def test_what_is_kept_does_not_depend_on_the_order_of_candidates(stage):
         before.query, before.positive, before.keys[order], query_id=before.query_id, key_id=before.key_id[order]
     )
     assert torch.equal(stage(mixed, NOW).kept, stage(before, NOW).kept[:, order])
+
+
+@pytest.mark.parametrize("stage", [stage for stage in ALL if stage not in WITHOUT_DRAWS], ids=str)
+def test_how_often_each_candidate_is_kept_does_not_depend_on_their_order(stage):
+    one, order, rows = table(queries=1), torch.randperm(20, generator=torch.Generator().manual_seed(5)), 2000
+    query, positive = (x.detach().expand(rows, -1) for x in (one.query, one.positive))
+
+    def shares(of):
+        query_id = torch.zeros(rows, dtype=torch.long)
+        many = Negatives.of(query, positive, one.keys[of], query_id=query_id, key_id=one.key_id[of])
+        return stage(many, NOW).kept.double().mean(0)
+
+    in_order, mixed = shares(torch.arange(20))[order], shares(order)
+    both = (in_order + mixed) / 2
+    assert ((in_order - mixed).abs() <= 4.5 * (2 * both * (1 - both) / rows).sqrt() + 1e-9).all()
 
 
 @pytest.mark.parametrize("stage", ALL, ids=str)

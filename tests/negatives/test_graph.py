@@ -211,6 +211,18 @@ def test_paths_summed_by_their_end_are_a_row_of_the_matrix_power(steps):
     assert_close(dense, torch.linalg.matrix_power(move, steps).float())
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_law_of_paths_sums_to_one_and_leads_home_only_after_two_steps(steps):
+    from contrastneg.negatives.graph import path_law
+
+    weight = random_adjacency(8, symmetric=True)  # no dead ends
+    ends, law = path_law(graph_of(weight), torch.arange(8), steps)
+    assert (ends >= 0)[law > 0].all()
+    assert_close(law.sum(dim=1), torch.ones(8))
+    at_home = law.masked_fill(ends != torch.arange(8)[:, None], 0).sum(dim=1)
+    assert ((at_home > 0) == (steps == 2)).all()
+
+
 def test_visits_are_counted_row_by_row():
     from contrastneg.negatives.graph import visits
 

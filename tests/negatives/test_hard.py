@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from contrastneg.losses import info_nce
 from contrastneg.negatives import (
+    AbovePositive,
     Clock,
     GapSubset,
     HardestOfRandom,
@@ -173,6 +174,15 @@ def test_truncated_sampling_draws_all_of_the_nearest_to_the_positive_alike():
     assert ((hits[:8] - 300).abs() < 4.5 * math.sqrt(1200 * 0.25 * 0.75)).all()
 
 
+def test_truncated_sampling_of_all_is_a_uniform_subset_and_of_almost_none_the_nearest_to_the_positive(monkeypatch):
+    monkeypatch.setattr(Clock, "generator", lambda clock, *_: torch.Generator().manual_seed(clock.step))
+    negatives, nearest = table(), HardnessBand(0.0, 1e-6, count=5, score="positive")
+    everyone, uniform = HardnessBand(0.0, 1.0, count=5, score="positive"), UniformSubset(5)
+    for step in range(5):
+        assert torch.equal(everyone(negatives, clock(step)).kept, uniform(negatives, clock(step)).kept)
+        assert ranks(negatives, nearest(negatives, clock(step)).kept, "positive") == [[1]] * 6
+
+
 def test_curricula_from_either_end_and_at_random_differ_at_first_and_are_one_law_at_last():
     negatives = table(n_keys=100)
     easy = HardnessBand(Power(1.0, 0.0, 1.0), 1.0, count=16)
@@ -225,7 +235,7 @@ def test_larger_gaps_keep_easier_candidates_and_the_gap_shrinks_over_the_run():
     assert torch.equal(early, GapSubset(5, gap=0.3)(negatives, clock()).kept)
 
 
-@pytest.mark.parametrize("stage", [GapSubset(2, gap=0.1), SemiHardSubset(2, gap=0.05)])
+@pytest.mark.parametrize("stage", [GapSubset(2, gap=0.1), SemiHardSubset(2, gap=0.05), AbovePositive(0.1)])
 def test_one_shift_of_a_row_and_its_positive_changes_nothing(stage):
     row = [0.6, 0.31, 0.27, 0.22, -0.3]
     shifted = scored([[x + 0.25 for x in row]], positive=0.65)

@@ -18,6 +18,7 @@ from contrastneg.negatives import (
     PopularityWeight,
     PopularSubset,
     SamplingCorrection,
+    UniformSubset,
     check_pipeline,
     run_stages,
 )
@@ -76,6 +77,14 @@ def test_type_level_one_is_entry_level_zero_and_both_are_uniform():
     assert_close(one.log_popularity(table(), clock()), torch.zeros(500, 12, dtype=torch.double))
 
 
+def test_an_exponent_of_zero_keeps_what_a_uniform_subset_keeps_of_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(Clock, "generator", lambda clock, *_: torch.Generator().manual_seed(clock.step))
+    popular, uniform = stage(count=4, exponent=0.0, level="entry"), UniformSubset(4)
+    for step in range(5):
+        before = table(50).removed(torch.arange(12).expand(50, -1) % 5 == 1)
+        assert torch.equal(popular(before, clock(step)).kept, uniform(before, clock(step)).kept)
+
+
 def test_a_law_of_popularity_does_not_see_its_unit():
     small, large = stage(exponent=0.5, level="entry"), stage(exponent=0.5, level="entry")
     large.frequency *= 1000
@@ -98,6 +107,9 @@ def test_the_sign_of_the_exponent_turns_the_order():
     ]
     assert shares[0] > 4.0
     assert shares[1] < 1.0
+    laws = [made.log_popularity(table(1), clock())[0] for made in (popular, rare)]
+    assert torch.equal(laws[0].argsort(stable=True), (-laws[1]).argsort(stable=True))
+    assert len(laws[0].unique()) == len(SIZES)
 
 
 def test_expected_false_negatives_are_the_closed_form():

@@ -46,6 +46,19 @@ def test_each_candidate_is_kept_equally_often():
     assert chi_square < 31.3  # 0.1 % of samples with 11 degrees of freedom exceed it
 
 
+def test_the_kept_are_as_similar_as_all_on_average():
+    from contrastneg.negatives import UniformSubset
+
+    before, off = table(queries=100, removed=[(row, column) for row in range(100) for column in (2, 7)]), []
+    average = before.similarity.where(before.kept, 0).sum(1) / 10
+    for step in range(10):
+        kept = UniformSubset(3)(before, clock(step)).kept
+        off.append(before.similarity.where(kept, 0).sum(1) / 3 - average)
+    off = torch.cat(off)
+    assert abs(off.mean()) < 4.5 * off.std() / math.sqrt(len(off))
+    assert off.std() > 0.1
+
+
 def test_mass_is_preserved_by_default_and_left_alone_when_plain():
     from contrastneg.negatives import UniformSubset
 

@@ -126,6 +126,25 @@ def test_the_gradient_of_the_sum_is_that_of_the_official_code_or_of_constant_wei
     assert_close(slope, (pi if detach else (1 + beta) * pi - beta * rho) / T)
 
 
+def test_constant_weights_have_the_values_of_others_and_another_gradient():
+    found = []
+    for detach in (False, True):
+        before = table()
+        loss = loss_of(HardnessWeight(beta=1.5, temperature=T, detach_weights=detach)(before, NOW))
+        found.append((loss.detach(), torch.autograd.grad(loss.sum(), before.query)[0]))
+    (values, slope), (constant_values, constant_slope) = found
+    assert_close(values, constant_values)
+    assert ((slope - constant_slope).norm(dim=1) > 0.1 * slope.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_of_two_candidates_the_more_similar_one_weighs_more(beta):
+    before = table()
+    after = HardnessWeight(beta=beta)(before, NOW)
+    order = before.similarity[:, 3:].argsort(dim=1)
+    assert (after.log_weight[:, 3:].gather(1, order).diff(dim=1) > 0).all()
+
+
 def test_the_tilt_may_follow_a_schedule():
     before = table()
     at_half = HardnessWeight(beta=Linear(2.0, 0.0))(before, replace(NOW, step=50))
