@@ -45,6 +45,33 @@ def test_with_ten_equal_classes_a_tenth_of_the_candidates_are_of_the_querys_clas
     assert share == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("steps_held", [1, 2, 4, 7])
+def test_an_image_meets_an_older_key_of_its_own_as_often_as_two_epochs_drawn_anew_say(steps_held):
+    from contrastneg import KeyQueue
+    from contrastneg.candidates import own_share
+    from contrastneg.data.batches import ShuffledBatches
+
+    images, batch, epochs = 40, 8, 160
+    steps, queue = images // batch, KeyQueue(batch * steps_held, 1)
+    met = []
+    for epoch in range(epochs):
+        for ids in ShuffledBatches().order(images, batch, 0, epoch).split(batch):
+            key_id = queue.filled_keys()[1]
+            if epoch > 1:
+                pairs = own_share(ids, key_id.unique()) * len(key_id.unique())  # one pair for each image that is there
+                met.append(pairs)
+            queue.push(torch.zeros(batch, 1), ids)
+    # An image comes back after steps + p - r steps, p and r its places in the two epochs, each anywhere among the steps.
+    # In the limit of many small steps that is K^2 / (2 n^2), of K keys no more than n images.
+    back = [steps + p - r for p in range(steps) for r in range(steps)]
+    expected = sum(gap <= steps_held for gap in back) / steps**2
+    if steps_held <= steps:
+        assert expected == pytest.approx(batch * steps_held * batch * (steps_held + 1) / (2 * images**2))
+    visits = images * (epochs - 2)
+    spread = math.sqrt(expected * (1 - expected) / visits)
+    assert sum(met) / len(met) == pytest.approx(expected, abs=4.5 * spread)
+
+
 class Truth(pl.Callback):
     """Looks at the candidates before each micro-batch, pair by pair; a step keeps what its last micro-batch saw."""
 

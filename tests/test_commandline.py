@@ -214,6 +214,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["shapes", "--batch_size", "100000"], "10000 images are fewer than one step needs"),
         (["shapes", "--accelerator", "gpu"], "this machine has none"),
         (["shapes", "--devices", "0", "--accelerator", "cpu"], "devices is 0"),
+        (["shapes", "--devices", "0"], "contrastneg: devices is 0: give at least 1, or auto"),
         (["shapes", "--wandb", "project"], "pip install 'contrastneg[wandb]'"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
@@ -243,6 +244,37 @@ def test_wrong_input_is_one_line_that_helps_and_status_2(capsys, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert words in refusal(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "pretrain --views.size 32", "check"])
+def test_a_set_of_a_hub_that_does_not_answer_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, verb):
+    import socket
+    import urllib.request
+
+    import datasets.config
+    import huggingface_hub.constants
+
+    from contrastneg.__main__ import main
+
+    asked = []
+
+    def no_network(address, *_, **__):
+        asked.append(address[0])
+        raise OSError("no network")
+
+    for constants in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    verb, *options = verb.split()
+    assert main([verb, "hf:nobody/nothing", "--root", str(tmp_path / "root"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("contrastneg: hf:nobody/nothing is not among the sets fetched earlier, and huggingface.co ")
+    assert said.count("\n") == 1
+    assert len(asked) == 1  # it is not tried again and again
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(capsys, tmp_path):

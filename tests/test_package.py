@@ -1,9 +1,30 @@
 """The public names of the package."""
 
+import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+
+
+def test_autocast_is_never_that_of_one_kind_of_device():
+    import contrastneg
+
+    for path in sorted(Path(contrastneg.__file__).parent.rglob("*.py")):
+        for call in re.findall(r"autocast\(\s*([^,)]+)", path.read_text()):
+            assert call.endswith("device.type"), f"{path.name}: autocast({call}"
+        assert "torch.cuda.amp" not in path.read_text()
+
+
+def test_scripts_that_train_may_be_imported_by_processes_that_they_spawn():
+    for path in (Path(__file__).resolve().parents[1] / "scripts").glob("*.py"):
+        body = ast.parse(path.read_text()).body
+        kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Expr, ast.If)
+        assert all(isinstance(statement, kinds) for statement in body), path.name
+        guards = [ast.unparse(statement.test) for statement in body if isinstance(statement, ast.If)]
+        assert guards == ["__name__ == '__main__'"], path.name
+        assert all(isinstance(s.value, ast.Constant) for s in body if isinstance(s, ast.Expr)), path.name
 
 
 def test_every_public_name_can_be_imported_listed_and_is_declared_for_type_checkers():

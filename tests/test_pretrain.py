@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
@@ -62,6 +63,7 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     events = {name for name in names if name.startswith("tensorboard/")}
     assert events
+    assert not any(path.is_symlink() for path in out.rglob("*"))
     assert names - events == {
         "config.yaml", "environment.json", "metrics.csv", "summary.json", "pictures.npz", "encoder.safetensors",
         "report.html", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
@@ -102,10 +104,19 @@ def test_the_exported_encoder_gives_the_features_of_the_run(tmp_path, folder):
     from contrastneg import Backbone, load
     from contrastneg.encoders import build_backbone
 
-    out = tmp_path / "run"
-    assert run(folder, *SMALL, "--epochs", 1, "--final_scores", "false", "--run", out) == 0
+    out, before = tmp_path / "run", os.umask(0o022)
+    try:
+        assert run(folder, *SMALL, "--epochs", 1, "--final_scores", "false", "--run", out) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert modes["encoder.safetensors"] == 0o644  # safetensors alone would give 0600
+    assert set(modes.values()) == {0o644}
     with safe_open(out / "encoder.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["contrastneg"])
+    views = yaml.safe_load((out / "config.yaml").read_text())["views"]
+    assert facts["views"] == views
+    assert {"size", "mean", "std"} <= views.keys()  # what images must be made of before it sees them
     encoder = build_backbone(Backbone(**facts["backbone"]), facts["views"]["size"])
     encoder.load_state_dict(load_file(out / "encoder.safetensors"))
     images = torch.randn(3, 3, 16, 16)
@@ -134,6 +145,38 @@ def test_the_untrained_encoder_of_the_table_is_the_one_that_was_given(tmp_path, 
         module.pretrain(config)
     assert all(torch.equal(seen[0][name], given[name]) for name in given)
     assert any(not torch.equal(method.backbone.state_dict()[name], given[name]) for name in given)
+
+
+def test_a_run_goes_on_from_another_folder_than_it_was_started_in(tmp_path, folder, monkeypatch):
+    from contrastneg.pretrain import StepSeed
+
+    seed_of_step = StepSeed.on_train_batch_start
+
+    def stops(self, trainer, module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            raise KeyError("stop")
+        seed_of_step(self, trainer, module, batch, batch_idx)
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("pictures", "judged"):
+        (tmp_path / "here" / name).symlink_to(folder)
+    arguments = ["pictures", "--val", "judged", *MOCO, *SMALL, "--epochs", 2, "--checkpoint-every", 1, "--knn_k", 3]
+    arguments += ["--final_scores", "false", "--run"]
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(*arguments, "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSeed, "on_train_batch_start", stops)
+        with pytest.raises(KeyError, match="stop"):
+            run(*arguments, "broken")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("--resume", "../here/broken") == 0
+    whole, broken = (tmp_path / "here" / name for name in ("whole", "broken"))
+    assert metrics_of(broken) == metrics_of(whole)
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, broken)]
+    assert states[0]["global_step"] == 6
+    assert differences(*states) == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_an_unlabelled_folder_trains_and_says_that_it_is_not_scored(tmp_path, capsys):

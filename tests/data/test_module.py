@@ -71,6 +71,16 @@ def test_the_number_of_loader_processes_changes_nothing(pictures):
     assert same(views_of(data_of(pictures, loading="stream")), views_of(data_of(pictures, loading="stream", workers=2)))
 
 
+def test_loader_processes_of_the_training_may_be_spawned_and_stay_for_the_next_epoch(pictures):
+    data, alone = data_of(pictures, loading="stream", workers=2), data_of(pictures, loading="stream")
+    loader = data.train_dataloader()
+    loader.workers.multiprocessing_context = "spawn"
+    assert loader.workers.persistent_workers
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        assert same([data.on_after_batch_transfer(batch, 0) for batch in loader], views_of(alone, epoch))
+
+
 def test_the_rest_of_an_epoch_trains_when_asked_and_a_single_image_is_dropped(pictures):
     sizes = [len(batch.image_id) for batch in views_of(data_of(pictures, drop_last=False))]
     assert sizes == [8, 8, 8, 8, 5]

@@ -136,7 +136,7 @@ def spawned_epoch(address):
     from contrastneg.data.module import StreamedEvaluation
 
     loader = torch.utils.data.DataLoader(
-        StreamedEvaluation(opened(address), Views(size=8)), batch_size=2, num_workers=2, multiprocessing_context="spawn"
+        StreamedEvaluation(opened(address), Views(size=8)), batch_size=2, num_workers=1, multiprocessing_context="spawn"
     )
     return torch.cat([position for position, _ in loader]).tolist()
 

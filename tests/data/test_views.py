@@ -437,6 +437,7 @@ def test_recipes_hold_the_papers_numbers():
     assert (v1.jitter, v1.jitter_prob, v1.gray_first, v1.blur_prob) == ((0.4, 0.4, 0.4, 0.4), 1.0, True, 0.0)
     assert (v2_.crop_scale, v2_.jitter, v2_.blur_prob) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.5)
     assert (v3.blur_prob, v3.solarize_prob) == (1.0, 0.0)
+    assert Augment().blur_prob == load("cifar_moco").view1.blur_prob == load("cifar_simclr").view1.blur_prob == 0
     second = load("moco_v3_vit").view2
     assert (second.crop_scale, second.blur_prob, second.solarize_prob) == ((0.08, 1.0), 0.1, 0.2)
 
