@@ -188,7 +188,8 @@ def wrong_value(message: str, place: Place) -> str:
         choice = get_args(annotation) if get_origin(annotation) is Literal else ()
         wanted = f"choose from {', '.join(map(str, choice))}" if choice else f"give {words(annotation)}"
         if get_origin(annotation) in (list, tuple):
-            wanted += f", for instance {example(annotation)}"
+            alone = Ellipsis in get_args(annotation) and met.isdigit()
+            wanted += f", for instance {f'[{met}]' if alone else example(annotation)}"
         return f"{place.setting} is {met}: {wanted}"
     if single and (options := re.search(r"Expected a typing\.Literal\[(.*?)\]", message)):  # of another verb
         return f"{place.setting} is {single[-1]}: choose from {options[1].replace(chr(39), '')}"

@@ -39,7 +39,7 @@ def stages_file(tmp_path, *stages):
          "{class_path: MetadataTiers, init_args: {tiers: [{column: NAME}]}}"),
         ("MetadataTiers", {"tiers": [{"action": "remove"}]}, "tiers.column is missing: Tier needs it, for instance {column: NAME}"),
         ("MoCHi", {"pool": {"class_path": "Linear"}}, "method.stages.pool.start and method.stages.pool.end are missing: Linear needs them"),
-        ("SameCluster", {"clusters": 500}, "method.stages.clusters is 500: give a list of whole numbers, for instance [2]"),
+        ("SameCluster", {"clusters": 500}, "method.stages.clusters is 500: give a list of whole numbers, for instance [500]"),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_path, stage, settings, words):
@@ -65,7 +65,7 @@ def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_
         (["shapes", "--method", "MoCo", "--method.adversary.step", "1"], "there is no setting 'adversary.step' in MoCo: SimCLR has it"),
         (["shapes", "--method.stages", "MetadataTiers"], "method.stages.tiers is missing: MetadataTiers needs it"),
         (["shapes", "--method.stages", "SameCluster", "--method.stages.clusters", "500"],
-         "method.stages.clusters is 500: give a list of whole numbers, for instance [2]"),
+         "method.stages.clusters is 500: give a list of whole numbers, for instance [500]"),
         (["shapes", "--method.optimizer.betas", "1"], "method.optimizer.betas is 1: give a list of 2 numbers, for instance [0.5, 0.5]"),
         (["shapes", "--method.loss.temperature.help"], "there is no setting method.loss.temperature: --method.loss.help lists"),
         (["shapes", "--method.loss.class_prior.help"], "method.loss.class_prior is a setting of Debiased, HardWeighted: --method.loss.help "

@@ -86,6 +86,7 @@ def test_a_recipe_is_short_and_begins_with_its_command_and_what_it_is(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp_path):
+    from contrastneg.candidates import check_batch
     from contrastneg.data.module import PretrainData
     from contrastneg.data.views import Views
 
@@ -93,6 +94,7 @@ def test_every_recipe_trains_over_a_base_that_it_names(parser, images, path, tmp
     config = built(
         parser, named[RECIPES.index(path) % len(named)], path, tmp_path
     )  # of two bases, half the recipes over each
+    check_batch(config.method, config.batch_size)  # of the base, as a run on one device would
     given = yaml.safe_load(path.read_text()).get("method", {})
     assert [type(stage).__name__ for stage in config.method.stages] == [
         stage["class_path"] for stage in given.get("stages", [])
