@@ -19,21 +19,35 @@ of queries.
 """
 
 from contrastneg.analysis.classes import EstimatedClasses, estimated_classes
+from contrastneg.analysis.consistency import (
+    consistency_histogram,
+    hardness_agreement,
+    hardness_consistency,
+    hardness_hits,
+)
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
 from contrastneg.analysis.pairs import hard_confusion, rank_band, same_class_by_rank, similarity_histogram
+from contrastneg.analysis.proxy import matching_probability, positive_wins, proxy_accuracy
 
 __all__ = [
     "EstimatedClasses",
+    "consistency_histogram",
     "difficulty_shares",
     "effective_negatives",
     "estimated_classes",
     "gradient_shares",
     "hard_confusion",
+    "hardness_agreement",
     "hardness_bins",
+    "hardness_consistency",
+    "hardness_hits",
     "hubness",
     "k_occurrence",
+    "matching_probability",
     "popularity",
+    "positive_wins",
+    "proxy_accuracy",
     "rank_band",
     "same_class_by_rank",
     "similarity_histogram",

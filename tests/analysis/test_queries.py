@@ -12,6 +12,9 @@ PLAIN = {
     "effective_negatives": {},
     "k_occurrence": {"neighbours": 5},
     "hubness": {"neighbours": 5},
+    "hardness_hits": {"share": 0.1},
+    "hardness_consistency": {"share": 0.1},
+    "consistency_histogram": {"share": 0.1},
 }
 BY_CLASS = {
     "hardness_bins": {"edges": (0.05, 0.3)},
@@ -20,7 +23,7 @@ BY_CLASS = {
     "same_class_by_rank": {},
 }
 BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}}
-WITH_POSITIVE = {}
+WITH_POSITIVE = {"matching_probability": {}, "proxy_accuracy": {}}
 ALL = [*PLAIN, *BY_CLASS, *BY_CLASS_AND_POSITIVE, *WITH_POSITIVE]
 CLASSED = [*BY_CLASS, *BY_CLASS_AND_POSITIVE]
 
@@ -120,4 +123,5 @@ def test_queries_are_a_fair_sample():
 def test_every_name_is_documented_and_no_other_is_public():
     for name in analysis.__all__:
         assert getattr(analysis, name).__doc__
-    assert {*ALL, "popularity", "rank_band", "estimated_classes", "EstimatedClasses"} == set(analysis.__all__)
+    others = {"popularity", "rank_band", "hardness_agreement", "positive_wins", "estimated_classes", "EstimatedClasses"}
+    assert {*ALL, *others} == set(analysis.__all__)

@@ -34,3 +34,12 @@ def with_another(label):
     """Images that have another image of their class."""
     label = np.asarray(label)
     return [i for i in range(len(label)) if (label == label[i]).sum() > 1]
+
+
+def at_cosine(x, cosine, seed=0):
+    """One vector for each row that has a given cosine with it."""
+    x = unit(x)
+    other = np.random.default_rng(seed).normal(size=x.shape)
+    across = unit(other - (other * x).sum(axis=1, keepdims=True) * x)
+    cosine = np.asarray(cosine, dtype=np.float64)[:, None]
+    return torch.from_numpy(cosine * x + np.sqrt(1 - cosine**2) * across)
