@@ -25,6 +25,7 @@ from contrastneg.analysis.consistency import (
     hardness_consistency,
     hardness_hits,
 )
+from contrastneg.analysis.counts import best_number, gradient_agreement, negative_counts
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
 from contrastneg.analysis.pairs import hard_confusion, rank_band, same_class_by_rank, similarity_histogram
@@ -32,10 +33,12 @@ from contrastneg.analysis.proxy import matching_probability, positive_wins, prox
 
 __all__ = [
     "EstimatedClasses",
+    "best_number",
     "consistency_histogram",
     "difficulty_shares",
     "effective_negatives",
     "estimated_classes",
+    "gradient_agreement",
     "gradient_shares",
     "hard_confusion",
     "hardness_agreement",
@@ -45,6 +48,7 @@ __all__ = [
     "hubness",
     "k_occurrence",
     "matching_probability",
+    "negative_counts",
     "popularity",
     "positive_wins",
     "proxy_accuracy",

@@ -22,8 +22,8 @@ BY_CLASS = {
     "hard_confusion": {"share": 0.2},
     "same_class_by_rank": {},
 }
-BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}}
-WITH_POSITIVE = {"matching_probability": {}, "proxy_accuracy": {}}
+BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}, "negative_counts": {}, "best_number": {}}
+WITH_POSITIVE = {"matching_probability": {}, "proxy_accuracy": {}, "gradient_agreement": {"counts": (5, 20)}}
 ALL = [*PLAIN, *BY_CLASS, *BY_CLASS_AND_POSITIVE, *WITH_POSITIVE]
 CLASSED = [*BY_CLASS, *BY_CLASS_AND_POSITIVE]
 
