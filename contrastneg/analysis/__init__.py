@@ -26,6 +26,7 @@ from contrastneg.analysis.consistency import (
     hardness_hits,
 )
 from contrastneg.analysis.counts import best_number, gradient_agreement, negative_counts
+from contrastneg.analysis.estimates import negative_terms
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
 from contrastneg.analysis.pairs import hard_confusion, rank_band, same_class_by_rank, similarity_histogram
@@ -49,6 +50,7 @@ __all__ = [
     "k_occurrence",
     "matching_probability",
     "negative_counts",
+    "negative_terms",
     "popularity",
     "positive_wins",
     "proxy_accuracy",

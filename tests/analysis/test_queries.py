@@ -22,7 +22,7 @@ BY_CLASS = {
     "hard_confusion": {"share": 0.2},
     "same_class_by_rank": {},
 }
-BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}, "negative_counts": {}, "best_number": {}}
+BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}, "negative_counts": {}, "best_number": {}, "negative_terms": {}}
 WITH_POSITIVE = {"matching_probability": {}, "proxy_accuracy": {}, "gradient_agreement": {"counts": (5, 20)}}
 ALL = [*PLAIN, *BY_CLASS, *BY_CLASS_AND_POSITIVE, *WITH_POSITIVE]
 CLASSED = [*BY_CLASS, *BY_CLASS_AND_POSITIVE]
