@@ -26,6 +26,7 @@ from contrastneg.analysis.consistency import (
     hardness_hits,
 )
 from contrastneg.analysis.counts import best_number, gradient_agreement, negative_counts
+from contrastneg.analysis.detectors import false_negative_detectors
 from contrastneg.analysis.estimates import negative_terms
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
@@ -39,6 +40,7 @@ __all__ = [
     "difficulty_shares",
     "effective_negatives",
     "estimated_classes",
+    "false_negative_detectors",
     "gradient_agreement",
     "gradient_shares",
     "hard_confusion",

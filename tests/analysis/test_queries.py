@@ -21,6 +21,7 @@ BY_CLASS = {
     "similarity_histogram": {"bins": 10},
     "hard_confusion": {"share": 0.2},
     "same_class_by_rank": {},
+    "false_negative_detectors": {"clusters": (3,)},
 }
 BY_CLASS_AND_POSITIVE = {"difficulty_shares": {}, "negative_counts": {}, "best_number": {}, "negative_terms": {}}
 WITH_POSITIVE = {"matching_probability": {}, "proxy_accuracy": {}, "gradient_agreement": {"counts": (5, 20)}}
