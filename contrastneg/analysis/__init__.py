@@ -1,0 +1,62 @@
+"""What the negatives of an encoder are, measured on the embeddings of a set: no training with this library is needed.
+
+Each function takes embeddings (N, D), one row of any length above 0 per image, as a tensor or an array, and returns a tidy
+table (:class:`pandas.DataFrame`). Query i is image i, its candidates are all other images; where a positive matters it is a
+second view of the image, row i of ``positives``. What each column holds is in the docstring of the function. All tables
+have these, too:
+
+=========== =====================================================================================================
+``queries`` images that were asked, drawn by ``seed`` where there are more than allowed
+``images``  images that were compared, N; a query has N - 1 candidates
+``seed``    seed of the draw
+``classes`` where classes matter, "labels" or, for :func:`estimated_classes`, "estimate: ..."
+=========== =====================================================================================================
+
+Only images of known class are compared where classes matter, and only those with another of their class are queries. A
+column ``x_se`` is the standard error of ``x``, over queries unless the docstring says otherwise: what another draw of
+queries would change, the candidates being the same. Work is done on the CPU, in memory that does not grow with the number
+of queries.
+"""
+
+from contrastneg.analysis.classes import EstimatedClasses, estimated_classes
+from contrastneg.analysis.consistency import (
+    consistency_histogram,
+    hardness_agreement,
+    hardness_consistency,
+    hardness_hits,
+)
+from contrastneg.analysis.counts import best_number, gradient_agreement, negative_counts
+from contrastneg.analysis.detectors import false_negative_detectors
+from contrastneg.analysis.estimates import negative_terms
+from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
+from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
+from contrastneg.analysis.pairs import hard_confusion, rank_band, same_class_by_rank, similarity_histogram
+from contrastneg.analysis.proxy import matching_probability, positive_wins, proxy_accuracy
+
+__all__ = [
+    "EstimatedClasses",
+    "best_number",
+    "consistency_histogram",
+    "difficulty_shares",
+    "effective_negatives",
+    "estimated_classes",
+    "false_negative_detectors",
+    "gradient_agreement",
+    "gradient_shares",
+    "hard_confusion",
+    "hardness_agreement",
+    "hardness_bins",
+    "hardness_consistency",
+    "hardness_hits",
+    "hubness",
+    "k_occurrence",
+    "matching_probability",
+    "negative_counts",
+    "negative_terms",
+    "popularity",
+    "positive_wins",
+    "proxy_accuracy",
+    "rank_band",
+    "same_class_by_rank",
+    "similarity_histogram",
+]
