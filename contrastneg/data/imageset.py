@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from contrastneg.data.decode import UnreadableImage, decode_image, image_size
+from contrastneg.data.decode import Header, UnreadableImage, decode_image, image_header
 from contrastneg.data.metadata import check_labels
 
 CHUNK = 256  # pictures handed to a thread at a time
@@ -116,16 +116,26 @@ class ImageSet:
         Raises:
             UnreadableImage: The header is not one of a picture.
         """
+        header = self.header(position)
+        return header.height, header.width
+
+    def header(self, position: int) -> Header:
+        """Size and mode of the picture at a position, without its pixels.
+
+        Raises:
+            UnreadableImage: The header is not one of a picture.
+        """
         index = self._index(position)
         if self.pixels is not None:
-            return self.pixels.shape[-2], self.pixels.shape[-1]
+            channels, height, width = self.pixels.shape[1:]
+            return Header(height, width, "RGB" if channels == 3 else "grey")
         assert self.reader is not None
         name = self.reader.name_of(index)
         try:
             with self.reader.open(index) as stream:
                 length = stream.seek(0, io.SEEK_END)
                 stream.seek(0)
-                return image_size(stream, length, name=name)
+                return image_header(stream, length, name=name)
         except OSError as error:
             raise UnreadableImage(name, str(error)) from error
 
