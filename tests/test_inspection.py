@@ -116,7 +116,7 @@ def test_duplicates_are_told_and_are_no_error(copies, capsys):
     assert status == 0
     train, test, leak = re.split(r"^\S.*:\n", printed, flags=re.MULTILINE)[1:]
     assert "1 group of equal pictures, 2 pictures in all, 1 with different labels:" in train
-    assert "1 pair of near duplicates (cosine of at least 0.95):" in train
+    assert "1 pair of near duplicates (cosine of at least 0.9):" in train
     assert "no two pictures are equal" in test
     assert "6 of 18 test pictures have duplicates among the training pictures: 6 equal, 0 near" in leak
     assert "3 with another label: scores on them are optimistic" in leak

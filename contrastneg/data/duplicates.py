@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.data.fingerprints import Fingerprints
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.scan import decodes_all, first_lines
-from contrastneg.evaluate.neighbours import nearest, unit_rows
+from contrastneg.evaluate.neighbours import close_pairs, nearest, unit_rows
 from contrastneg.wording import count_of
 
-THRESHOLD = 0.95
-NEIGHBOURS = 10  # near duplicates of one picture that are looked for within a split
-CHUNK = 2048  # pictures whose neighbours are looked for at a time
+THRESHOLD = 0.9
+MOST = 2**20  # pairs after which a split is searched no further
 QUICK = 100_000  # pictures of all splits up to which duplicates are looked for unasked: about a minute on two cores
 FEW = 5  # groups or pairs that a report names
 SHOWN = 3  # pictures of a group that a report names
@@ -51,7 +50,7 @@ class SplitDuplicates:
     near: Pairs
     """Near duplicates; of equal pictures only the first is compared."""
     complete: bool
-    """False where a picture has so many near duplicates that only the nearest were taken."""
+    """False where there are so many pairs that not all were looked for."""
 
     def lines(self, most: int | None = FEW) -> list[str]:
         """A verdict on equal pictures and one on near duplicates, each over the groups or pairs themselves.
@@ -135,25 +134,15 @@ def find_duplicates(prints: Fingerprints, threshold: float = THRESHOLD) -> Split
     """Duplicates within a set.
 
     Near duplicates are pairs whose vectors, see :func:`vector_of`, have a cosine of at least the threshold: copies that
-    were compressed, scaled, brightened or slightly retouched, not those that were cropped, mirrored or shifted by much. Of
-    a picture's near duplicates the 10 nearest are taken.
+    were compressed, scaled, brightened or slightly retouched, not those that were cropped, mirrored or shifted by much.
 
     Args:
         prints: What a scan of the set has seen.
         threshold: Smallest cosine of a near duplicate, above 0 and at most 1.
     """
     position = _with_vector(prints, prints.distinct())
-    count = min(NEIGHBOURS + 1, len(position))  # a picture is its own neighbour
-    cosine, index = _neighbours(prints.vector[position], prints.vector[position], count)
-    alike = cosine >= threshold
-    complete = count == len(position) or not bool(alike[:, -1].any())
-    row, column = alike.nonzero(as_tuple=True)
-    pair = torch.stack([row, index[row, column]], dim=1).sort(dim=1).values
-    different = pair[:, 0] < pair[:, 1]
-    pair, met = pair[different].unique(dim=0, return_inverse=True)
-    value = torch.empty(len(pair), dtype=torch.float64)
-    value[met] = cosine[row, column][different]  # found from both sides, with the same cosine to the last bit
-    near = Pairs(position[pair[:, 0]], position[pair[:, 1]], value).ordered()
+    pair, cosine, complete = close_pairs(unit_rows(prints.vector[position]), threshold, MOST)
+    near = Pairs(position[pair[:, 0]], position[pair[:, 1]], cosine).ordered()
     equal = [group for group in prints.groups() if len(group) > 1]
     return SplitDuplicates(prints.source, threshold, equal, near, complete)
 
@@ -173,7 +162,10 @@ def find_leak(test: Fingerprints, train: Fingerprints, threshold: float = THRESH
     equal = (twin >= 0).nonzero()[:, 0]
     bank = _with_vector(train, train.distinct())
     asked = _with_vector(test, (test.seen & (twin < 0)).nonzero()[:, 0])
-    cosine, index = _neighbours(test.vector[asked], train.vector[bank], 1)
+    if len(asked) == 0 or len(bank) == 0:
+        cosine, index = torch.zeros(len(asked), 1, dtype=torch.float64), torch.zeros(len(asked), 1, dtype=torch.int64)
+    else:
+        cosine, index = nearest(unit_rows(test.vector[asked]), unit_rows(train.vector[bank]), 1)
     alike = cosine[:, 0] >= threshold
     near = Pairs(asked[alike], bank[index[alike, 0]], cosine[alike, 0])
     ones = torch.ones(len(equal), dtype=torch.float64)
@@ -220,15 +212,6 @@ def _class_of(source: ImageSet, position: int) -> str:
 def _with_vector(prints: Fingerprints, position: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
     """Those of some positions whose vector is not zero: pictures of one colour are like no other."""
     return position[prints.vector[position].any(dim=1)]
-
-
-def _neighbours(
-    query: Float32[Tensor, "M F"], bank: Float32[Tensor, "N F"], count: int
-) -> tuple[Float64[Tensor, "M k"], Int64[Tensor, "M k"]]:
-    """Cosines and rows of the nearest few; a cosine of 0 where there is nothing to compare with."""
-    if len(query) == 0 or len(bank) == 0:
-        return torch.zeros(len(query), count, dtype=torch.float64), torch.zeros(len(query), count, dtype=torch.int64)
-    return nearest(unit_rows(query), unit_rows(bank), count, CHUNK)
 
 
 def _equal_picture(test: Fingerprints, train: Fingerprints) -> Int64[Tensor, " N"]:
