@@ -164,7 +164,7 @@ def test_no_more_pictures_are_held_at_a_time_than_threads_decode(tmp_path, capsy
     for i in range(300):
         saved(tmp_path / f"{i}.png", photograph(i, side=12))
     alive, most, threads, lock = 0, 0, set(), threading.Lock()
-    decode = imageset.decode_image
+    decode = imageset.decode_with_mode
 
     def gone():
         nonlocal alive
@@ -173,14 +173,14 @@ def test_no_more_pictures_are_held_at_a_time_than_threads_decode(tmp_path, capsy
 
     def counted(*arguments, **options):
         nonlocal alive, most
-        pixels = decode(*arguments, **options)
+        pixels, mode = decode(*arguments, **options)
         weakref.finalize(pixels, gone)
         with lock:
             alive, most = alive + 1, max(most, alive + 1)
             threads.add(threading.get_ident())
-        return pixels
+        return pixels, mode
 
-    monkeypatch.setattr(imageset, "decode_image", counted)
+    monkeypatch.setattr(imageset, "decode_with_mode", counted)
     status, printed = check(capsys, tmp_path)
     assert (status, alive) == (0, 0)
     assert "no near duplicates" in printed

@@ -78,11 +78,19 @@ def decode_image(
         UnreadableImage: The bytes are no picture, are cut or damaged, or hold levels without a known white.
         ValueError: ``channels`` is neither 1 nor 3.
     """
+    return decode_with_mode(data, channels, background, name=name)[0]
+
+
+def decode_with_mode(
+    data: bytes | Image.Image, channels: int = 3, background: int = 255, *, name: str = "the image"
+) -> tuple[UInt8[Tensor, "C H W"], str]:
+    """:func:`decode_image`, and the mode of the file in words, as :class:`Header` has it."""
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: pictures are decoded to 1 (grey) or 3 (RGB)")
     try:
         image = open_image(io.BytesIO(data), len(data)) if isinstance(data, bytes) else data
-        return _to_tensor(_flatten(image, background), channels)
+        mode = _mode(image)  # before its pixels are read, which may change it
+        return _to_tensor(_flatten(image, background), channels), mode
     except PILLOW_ERRORS as error:
         raise UnreadableImage(name, _reason(error)) from error
 

@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from contrastneg.data.decode import Header, UnreadableImage, decode_image, image_header
+from contrastneg.data.decode import Header, UnreadableImage, decode_with_mode, image_header
 from contrastneg.data.metadata import check_labels
 
 CHUNK = 256  # pictures handed to a thread at a time
@@ -98,9 +98,17 @@ class ImageSet:
         Raises:
             UnreadableImage: It cannot be decoded; the message names it.
         """
+        return self.read_with_mode(position)[0]
+
+    def read_with_mode(self, position: int) -> tuple[UInt8[Tensor, "C H W"], str]:
+        """The decoded picture at a position, and the mode of its file in words.
+
+        Raises:
+            UnreadableImage: It cannot be decoded; the message names it.
+        """
         index = self._index(position)
         if self.pixels is not None:
-            return _with_channels(self.pixels[index], self.channels)
+            return _with_channels(self.pixels[index], self.channels), self.header(position).mode
         assert self.reader is not None
         name = self.reader.name_of(index)
         try:
@@ -108,7 +116,7 @@ class ImageSet:
                 data = stream.read()
         except OSError as error:
             raise UnreadableImage(name, str(error)) from error
-        return decode_image(data, self.channels, name=name)
+        return decode_with_mode(data, self.channels, name=name)
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of the picture at a position, from its header.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from contrastneg.data.decode import UnreadableImage
+from contrastneg.data.decode import Header, UnreadableImage
 from contrastneg.data.imageset import ImageSet, in_threads
 from contrastneg.wording import count_of
 
@@ -133,13 +133,13 @@ def scan(
 
     def check(position: int) -> None:
         try:
-            height, width, modes[position] = source.header(position)
-            if decode or not _has_end_marker(source, position):
-                picture = source.read(position)
-                height, width = picture.shape[1:]
+            header = None if decode else source.header(position)
+            if header is None or not _has_end_marker(source, position):
+                picture, mode = source.read_with_mode(position)
+                header = Header(picture.shape[1], picture.shape[2], mode)
                 if see is not None:
                     see(position, picture)
-            sizes[position] = torch.tensor((height, width))
+            sizes[position], modes[position] = torch.tensor(header[:2]), header.mode
         except UnreadableImage as error:
             reasons[position] = error
 

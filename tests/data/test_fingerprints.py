@@ -52,10 +52,10 @@ def test_brightness_contrast_and_size_leave_the_direction_as_it_is():
 
 
 def test_pictures_of_one_colour_have_no_direction_and_the_smallest_have_one():
-    from contrastneg.data.fingerprints import WIDTH, vector_of
+    from contrastneg.data.fingerprints import vector_of
 
     for level in (0, 77, 255):
         for shape in ((1, 1), (1, 200), (300, 301)):
             assert not vector_of(torch.full((3, *shape), level, dtype=torch.uint8)).any()
     assert vector_of(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2)).norm() > 0
-    assert vector_of(pixels_of(photograph(2, side=5))).shape == (WIDTH,)
+    assert vector_of(pixels_of(photograph(2, side=5))).shape == (3 * 8 * 8,)
