@@ -60,27 +60,13 @@ def run_evaluate(arguments: list[str]) -> int:
     return 0
 
 
-@verb("check", "say what a data address holds and what is wrong with it")
+@verb("check", "say what a data address holds, what is wrong with it and what is in it twice")
 def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""
-    from contrastneg.data.scan import NAMED, scan
-    from contrastneg.data.sources import NoSuchSplit, open_source
+    from contrastneg.inspection import inspect_data
     from contrastneg.options import parse_check
 
-    options = parse_check(arguments)
-    labels = False if options.unlabelled else None
-    sources = [open_source(options.data, root=options.root, labels=labels)]
-    try:
-        sources.append(open_source(options.data, root=options.root, labels=labels, split="test"))
-    except NoSuchSplit:
-        print("one split only: no test images")
-    reports = [scan(source, "skip") for source in sources]
-    for source, report in zip(sources, reports, strict=True):
-        bad = report.bad_lines(None) if options.all else report.bad_lines()
-        print(f"{source.split}:", *map(printable, [*report.lines(), *report.notes, *bad]), sep="\n  ")
-    if not options.all and any(len(report.bad) > NAMED for report in reports):
-        print("--all names every picture that cannot be read")
-    return 1 if any(report.bad for report in reports) else 0
+    return inspect_data(parse_check(arguments))
 
 
 @verb("embed", "write the embeddings of images to a Parquet or NPZ file")

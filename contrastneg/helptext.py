@@ -6,7 +6,7 @@ from argparse import SUPPRESS, Action
 from collections.abc import Iterable
 from typing import Any, Literal, get_origin
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from contrastneg.annotations import NAMED_BY_CLASS, choices, value_in_words, words
 from contrastneg.negatives import Stage
@@ -26,6 +26,8 @@ class HelpFormatter(DefaultHelpFormatter):
             return f"{action.help} ({IN_WORDS[action.dest]})"
         if action.dest.endswith(".help"):
             return "What may stand there, and with its name the settings of each, or the settings themselves."
+        if isinstance(action, ActionYesNo):
+            return action.help or ""
         annotation = getattr(action, "_typehint", None) or action.type
         if annotation is None or not action.help:
             return super()._get_help_string(action)

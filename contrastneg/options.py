@@ -8,10 +8,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import WrongSetting
+from contrastneg.data.duplicates import THRESHOLD
 from contrastneg.embed import Number
 from contrastneg.encoders import Backbone
 from contrastneg.evaluate.settings import Evaluate
@@ -28,9 +29,10 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
     """Options of ``contrastneg check``."""
     parser = parser_of_verb(
         "check",
-        "Say what a data address holds: pictures, sizes, classes and splits, and what cannot be read and why. Exit status "
-        "1 where a picture cannot be read.",
-        "DATA [--root DIR] [--unlabelled] [--all]",
+        "Say what a data address holds: pictures, sizes, modes, classes and splits; what cannot be read and why; equal pictures "
+        "and near duplicates within a split, and test pictures that are among the training pictures. Exit status 1 where a "
+        "picture cannot be read; duplicates are told but are no error.",
+        "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--all]",
     )
     add_positional(parser, "data", str, "Address of the images.")
     parser.add_argument(
@@ -38,9 +40,25 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
     parser.add_argument(
-        "--all", action="store_true", help="Name every picture that cannot be read, not only the first ten."
+        "--duplicates",
+        action=ActionYesNo,
+        default=None,
+        help="Look for duplicates, or do not. Without either, sets of up to 100,000 pictures whose decoding takes seconds are "
+        "looked through; in larger ones every picture is decoded, and time grows with the square of their number.",
     )
-    return parse_simple(parser, arguments)
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        help="Pictures are near duplicates from this cosine on, above 0 and at most 1, of what is left of them shrunk to 16 x 16.",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="Name every picture and pair, not only the first few of each kind."
+    )
+    options = parse_simple(parser, arguments)
+    if not 0 < options.threshold <= 1:
+        raise ValueError(f"threshold is {options.threshold:g}: give a number above 0 and at most 1")
+    return options
 
 
 def parse_report(arguments: Sequence[str]) -> Path:

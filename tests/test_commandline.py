@@ -352,7 +352,10 @@ def test_help_shows_the_attribute_docstrings(capsys):
     assert "LightningModule, " not in text
 
 
-@pytest.mark.parametrize(("verb", "usage"), [("check", "DATA [--root DIR] [--unlabelled] [--all]"), ("report", "RUN")])
+CHECK = "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--all]"
+
+
+@pytest.mark.parametrize(("verb", "usage"), [("check", CHECK), ("report", "RUN")])
 def test_help_of_a_verb_shows_what_stands_after_it(capsys, verb, usage):
     from contrastneg.__main__ import main
 

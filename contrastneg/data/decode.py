@@ -14,6 +14,7 @@ Pillow's global "load truncated images" switch is never touched: a cut file is a
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 
 ORIENTATION = 0x0112  # the EXIF tag
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose mode I means 16 bits
+OPAQUE = {"LA": "L", "La": "L", "PA": "P", "RGBA": "RGB", "RGBa": "RGB"}  # modes with an alpha channel, and without it
+MODES = {"1": "bilevel", "L": "grey", "P": "palette", "I": "32-bit grey", "F": "floating point grey"}
 PILLOW_ERRORS = (
     OSError,  # includes UnidentifiedImageError and truncation
     SyntaxError,  # broken PNG chunks
@@ -74,17 +78,36 @@ def decode_image(
         UnreadableImage: The bytes are no picture, are cut or damaged, or hold levels without a known white.
         ValueError: ``channels`` is neither 1 nor 3.
     """
+    return decode_with_mode(data, channels, background, name=name)[0]
+
+
+def decode_with_mode(
+    data: bytes | Image.Image, channels: int = 3, background: int = 255, *, name: str = "the image"
+) -> tuple[UInt8[Tensor, "C H W"], str]:
+    """:func:`decode_image`, and the mode of the file in words, as :class:`Header` has it."""
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: pictures are decoded to 1 (grey) or 3 (RGB)")
     try:
         image = open_image(io.BytesIO(data), len(data)) if isinstance(data, bytes) else data
-        return _to_tensor(_flatten(image, background), channels)
+        mode = _mode(image)  # before its pixels are read, which may change it
+        return _to_tensor(_flatten(image, background), channels), mode
     except PILLOW_ERRORS as error:
         raise UnreadableImage(name, _reason(error)) from error
 
 
-def image_size(stream: io.BufferedIOBase, length: int, *, name: str = "the image") -> tuple[int, int]:
-    """Height and width as :func:`decode_image` will return them, from the header alone.
+class Header(NamedTuple):
+    """What the header of a picture tells."""
+
+    height: int
+    """Pixels, upright, as :func:`decode_image` will return them."""
+    width: int
+    """Pixels, upright."""
+    mode: str
+    """Mode of the file in words: "RGB", "grey", "16-bit grey", "palette with transparency", "CMYK", ..."""
+
+
+def image_header(stream: io.BufferedIOBase, length: int, *, name: str = "the image") -> Header:
+    """Size and mode of a picture from its header alone.
 
     Args:
         stream: The encoded picture, seekable.
@@ -97,7 +120,9 @@ def image_size(stream: io.BufferedIOBase, length: int, *, name: str = "the image
     try:
         image = open_image(stream, length)
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)  # 5 to 8 swap the sides
+        if _orientation(image) >= 5:  # 5 to 8 swap the sides
+            width, height = height, width
+        return Header(height, width, _mode(image))
     except PILLOW_ERRORS as error:
         raise UnreadableImage(name, _reason(error)) from error
 
@@ -112,6 +137,18 @@ def open_image(stream: io.BufferedIOBase, length: int) -> Image.Image:
         stream.seek(0)
         head = stream.read(16)
         raise OSError(f"not a picture (it starts with {head!r})") from None
+
+
+def _mode(image: Image.Image) -> str:
+    """The mode in words; what is not among ``MODES`` is called as Pillow calls it."""
+    if image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format in SIXTEEN_IN_32):
+        return "16-bit grey"
+    opaque = OPAQUE.get(image.mode, image.mode)
+    return MODES.get(opaque, opaque) + (" with transparency" if _is_transparent(image) else "")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.has_transparency_data or image.mode in OPAQUE
 
 
 def _orientation(image: Image.Image) -> int:
@@ -129,7 +166,7 @@ def _flatten(image: Image.Image, background: int) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode == "I" or image.mode in SIXTEEN_BIT:
         return Image.fromarray(_to_eight_bits(image))
-    if image.has_transparency_data or image.mode in ("PA", "La", "RGBa"):
+    if _is_transparent(image):
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (background, background, background, 255))
         return Image.alpha_composite(canvas, rgba).convert("RGB")
@@ -144,7 +181,7 @@ def _to_eight_bits(image: Image.Image) -> np.ndarray:
             low, high = float(levels.min()), float(levels.max())
             raise ValueError(f"floating point levels from {low:g} to {high:g}: rescale the file to [0, 1]")
         return np.rint(levels * 255).astype(np.uint8)
-    if image.mode == "I" and image.format not in ("PNG", "PPM", None):  # those three mean 16 bits held in 32
+    if image.mode == "I" and image.format not in (*SIXTEEN_IN_32, None):
         raise ValueError("32-bit integer levels have no known white: save the file with 8 or 16 bits")
     if levels.min() < 0 or levels.max() > 65535:
         raise ValueError(f"integer levels from {levels.min()} to {levels.max()} do not fit 16 bits: rescale the file")

@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from contrastneg.data.decode import UnreadableImage, decode_image, image_size
+from contrastneg.data.decode import Header, UnreadableImage, decode_with_mode, image_header
 from contrastneg.data.metadata import check_labels
 
 CHUNK = 256  # pictures handed to a thread at a time
@@ -98,9 +98,17 @@ class ImageSet:
         Raises:
             UnreadableImage: It cannot be decoded; the message names it.
         """
+        return self.read_with_mode(position)[0]
+
+    def read_with_mode(self, position: int) -> tuple[UInt8[Tensor, "C H W"], str]:
+        """The decoded picture at a position, and the mode of its file in words.
+
+        Raises:
+            UnreadableImage: It cannot be decoded; the message names it.
+        """
         index = self._index(position)
         if self.pixels is not None:
-            return _with_channels(self.pixels[index], self.channels)
+            return _with_channels(self.pixels[index], self.channels), self.header(position).mode
         assert self.reader is not None
         name = self.reader.name_of(index)
         try:
@@ -108,7 +116,7 @@ class ImageSet:
                 data = stream.read()
         except OSError as error:
             raise UnreadableImage(name, str(error)) from error
-        return decode_image(data, self.channels, name=name)
+        return decode_with_mode(data, self.channels, name=name)
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of the picture at a position, from its header.
@@ -116,16 +124,26 @@ class ImageSet:
         Raises:
             UnreadableImage: The header is not one of a picture.
         """
+        header = self.header(position)
+        return header.height, header.width
+
+    def header(self, position: int) -> Header:
+        """Size and mode of the picture at a position, without its pixels.
+
+        Raises:
+            UnreadableImage: The header is not one of a picture.
+        """
         index = self._index(position)
         if self.pixels is not None:
-            return self.pixels.shape[-2], self.pixels.shape[-1]
+            channels, height, width = self.pixels.shape[1:]
+            return Header(height, width, "RGB" if channels == 3 else "grey")
         assert self.reader is not None
         name = self.reader.name_of(index)
         try:
             with self.reader.open(index) as stream:
                 length = stream.seek(0, io.SEEK_END)
                 stream.seek(0)
-                return image_size(stream, length, name=name)
+                return image_header(stream, length, name=name)
         except OSError as error:
             raise UnreadableImage(name, str(error)) from error
 

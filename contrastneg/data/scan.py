@@ -1,13 +1,14 @@
 """Look at a data set before training: what was found, what is ignored, what cannot be used."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from contrastneg.data.decode import UnreadableImage
+from contrastneg.data.decode import Header, UnreadableImage
 from contrastneg.data.imageset import ImageSet, in_threads
 from contrastneg.wording import count_of
 
@@ -39,6 +40,8 @@ class ScanReport:
     """Height and width of the usable picture with the most pixels."""
     uniform_size: tuple[int, int] | None
     """Height and width that all usable pictures share, or None."""
+    modes: dict[str, int]
+    """Usable pictures of each mode in words, as their headers tell it, the most frequent first."""
     class_counts: dict[str, int] | None
     """Usable pictures of each class; None for a set without labels."""
     unlabelled: int
@@ -70,11 +73,8 @@ class ScanReport:
         """
         if not self.bad:
             return []
-        named = self.bad if most is None else self.bad[:most]
-        more = len(self.bad) - len(named)
-        lines = [f"{len(self.bad):,} of {count_of(self.found, 'picture')} cannot be read:"]
-        lines += [f"  {name}: {why}" for name, why in named]
-        return [*lines, f"  and {more:,} more"] if more else lines
+        verdict = f"{len(self.bad):,} of {count_of(self.found, 'picture')} cannot be read:"
+        return [verdict, *first_lines([f"{name}: {why}" for name, why in self.bad], most)]
 
     def _how(self) -> str:
         return "each decoded" if self.decoded else "headers and end markers read"
@@ -83,7 +83,9 @@ class ScanReport:
         if self.smallest is None or self.largest is None:
             return "no sizes"
         small, large = (f"{height} x {width}" for height, width in (self.smallest, self.largest))
-        return f"all {small} pixels" if self.uniform_size else f"sizes from {small} to {large} pixels, height x width"
+        sizes = f"all {small} pixels" if self.uniform_size else f"sizes from {small} to {large} pixels, height x width"
+        modes = ", ".join(mode if len(self.modes) == 1 else f"{n:,} {mode}" for mode, n in self.modes.items())
+        return f"{sizes}; {'all ' if len(self.modes) == 1 else ''}{modes}"
 
     def _classes(self, counts: dict[str, int]) -> str:
         if not counts:
@@ -96,7 +98,12 @@ class ScanReport:
 
 
 def scan(
-    source: ImageSet, policy: str, progress: Callable[[int, int], None] | None = None, *, whole: bool = False
+    source: ImageSet,
+    policy: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    whole: bool = False,
+    see: Callable[[int, UInt8[Tensor, "C H W"]], None] | None = None,
 ) -> ScanReport:
     """Check every picture of a set.
 
@@ -110,6 +117,8 @@ def scan(
         policy: "raise" refuses a set with any bad picture; "skip" reports them and goes on with the others.
         progress: Called with (pictures done, pictures in all) as work goes on.
         whole: Decode every picture, however many there are.
+        see: Called with the position and pixels of every picture that can be read, by several threads; every picture is
+            then decoded. The scan keeps none of them.
 
     Raises:
         UnusableImages: Pictures are bad and the policy is "raise", or none is usable.
@@ -117,25 +126,38 @@ def scan(
     """
     if policy not in ("raise", "skip"):
         raise ValueError(f"on_bad_image is {policy!r}: choose raise or skip")
-    decode = source.pixels is None and (whole or _estimated_pixels(source) <= DECODED_PIXELS)
+    decode = whole or see is not None or decodes_all(source)
     sizes = torch.zeros(len(source), 2, dtype=torch.int64)  # (0, 0) where unusable
+    modes = [""] * len(source)
     reasons: dict[int, UnreadableImage] = {}
 
     def check(position: int) -> None:
         try:
-            sizes[position] = torch.tensor(_checked_size(source, position, decode))
+            header = None if decode else source.header(position)
+            if header is None or not _has_end_marker(source, position):
+                picture, mode = source.read_with_mode(position)
+                header = Header(picture.shape[1], picture.shape[2], mode)
+                if see is not None:
+                    see(position, picture)
+            sizes[position], modes[position] = torch.tensor(header[:2]), header.mode
         except UnreadableImage as error:
             reasons[position] = error
 
-    if source.pixels is None:
+    if source.pixels is None or see is not None:
         in_threads(check, len(source), progress)
-    else:
-        sizes[:] = torch.tensor(source.pixels.shape[-2:])
+    elif len(source):
+        sizes[:], modes[:] = torch.tensor(source.size(0)), [source.header(0).mode] * len(source)
     bad = [(reasons[position].name, reasons[position].why) for position in sorted(reasons)]
     usable = sizes[:, 0].nonzero()[:, 0]
     if bad and (policy == "raise" or len(usable) == 0):
         raise UnusableImages(_refusal(bad, len(source), policy))
-    return _report(source, usable, sizes[usable], bad, decode or source.pixels is not None)
+    counts = Counter(modes[position] for position in usable.tolist())
+    return _report(source, usable, sizes[usable], dict(counts.most_common()), bad, decode)
+
+
+def decodes_all(source: ImageSet) -> bool:
+    """Whether the set is so small that a scan decodes every picture of it without being asked to."""
+    return source.pixels is not None or _estimated_pixels(source) <= DECODED_PIXELS
 
 
 def _estimated_pixels(source: ImageSet) -> float:
@@ -149,15 +171,6 @@ def _estimated_pixels(source: ImageSet) -> float:
             continue
         total += height * width
     return total * len(source) / max(count, 1)
-
-
-def _checked_size(source: ImageSet, position: int, decode: bool) -> tuple[int, int]:
-    if not decode:
-        size = source.size(position)
-        if _has_end_marker(source, position):
-            return size
-    picture = source.read(position)
-    return picture.shape[1], picture.shape[2]
 
 
 def _has_end_marker(source: ImageSet, position: int) -> bool:
@@ -178,6 +191,7 @@ def _report(
     source: ImageSet,
     usable: Int64[Tensor, " n"],
     sizes: Int64[Tensor, "n 2"],
+    modes: dict[str, int],
     bad: list[tuple[str, str]],
     decoded: bool,
 ) -> ScanReport:
@@ -196,6 +210,7 @@ def _report(
         smallest=_size(sizes[areas.argmin()]) if len(usable) else None,
         largest=_size(sizes[areas.argmax()]) if len(usable) else None,
         uniform_size=_size(sizes[0]) if len(usable) and bool((sizes == sizes[0]).all()) else None,
+        modes=modes,
         class_counts=counts,
         unlabelled=unlabelled,
         ignored=source.ignored,
@@ -212,6 +227,13 @@ def _refusal(bad: list[tuple[str, str]], found: int, policy: str) -> str:
     listed = in_short(bad, NAMED)
     remedy = "repair or remove them" + (", or pass --on-bad-image skip" if policy == "raise" else "")
     return f"{len(bad):,} of {count_of(found, 'picture')} cannot be read: {listed}: {remedy}"
+
+
+def first_lines(lines: list[str], most: int | None) -> list[str]:
+    """The first few lines, indented, and how many there are beside them; None takes all."""
+    shown = lines if most is None else lines[:most]
+    more = [f"and {len(lines) - len(shown):,} more (--all names every one)"] if len(lines) > len(shown) else []
+    return [f"  {line}" for line in [*shown, *more]]
 
 
 def in_short(bad: list[tuple[str, str]], most: int) -> str:

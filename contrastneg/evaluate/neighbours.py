@@ -1,4 +1,4 @@
-"""The k nearest rows of a bank by cosine: exact, in bounded memory, and the same whatever computes them.
+"""The nearest rows of a bank by cosine, and all close pairs: exact, in bounded memory, and the same whatever computes them.
 
 Speed and exactness are parted. A float32 search, by faiss where it can be imported and by torch elsewhere, proposes a few
 more rows than asked for; their cosines are then computed without any rounding. Where a row that was not proposed could
@@ -18,6 +18,7 @@ from torch import Tensor
 SPARE = 16  # rows proposed beyond k
 CAUTION = 4  # an unseen rounding error is taken to be at most so many times the largest seen one
 TILE = 2**22  # numbers in one block of work: 32 MiB in float64
+BLOCK = 2048  # rows that are compared with as many others at a time where pairs are looked for
 MOST_QUERIES = 2048  # worked on at a time, however large a chunk is allowed: faiss and the ranking need room for each
 GRID = 2.0**26  # coordinates are multiples of 1 / GRID
 
@@ -62,6 +63,42 @@ def nearest(
     if not cosines:
         return query.new_empty(0, k, dtype=torch.float64), query.new_empty(0, k, dtype=torch.long)
     return torch.cat(cosines), torch.cat(indices)
+
+
+def close_pairs(
+    rows: Float32[Tensor, "N F"], least: float, most: int
+) -> tuple[Int64[Tensor, "P 2"], Float64[Tensor, " P"], bool]:
+    """All pairs of rows with a cosine of at least a threshold, each once with the lower index first.
+
+    Args:
+        rows: Made by :func:`unit_rows`.
+        least: The threshold.
+        most: Pairs after which the search ends; it may find some more.
+
+    Returns:
+        Indices, exact cosines, and whether these are all pairs.
+    """
+    pairs = [torch.empty(0, 2, dtype=torch.long, device=rows.device)]
+    cosines = [torch.empty(0, dtype=torch.float64, device=rows.device)]
+    for start in range(0, len(rows), BLOCK):
+        for left in range(start, len(rows), BLOCK):
+            if sum(map(len, pairs)) >= most:
+                return torch.cat(pairs), torch.cat(cosines), False
+            for pair in _proposed_pairs(rows, start, left, least).split(max(1, TILE // rows.shape[1])):
+                cosine = (rows[pair[:, 0]].double() * rows[pair[:, 1]].double()).sum(dim=1)
+                pairs.append(pair[cosine >= least])
+                cosines.append(cosine[cosine >= least])
+    return torch.cat(pairs), torch.cat(cosines), True
+
+
+def _proposed_pairs(rows: Tensor, start: int, left: int, least: float) -> Tensor:
+    """Pairs between two blocks of rows that have at least a cosine, or would if float32 did not round."""
+    similarity = rows[start : start + BLOCK] @ rows[left : left + BLOCK].T
+    least -= rows.shape[1] * torch.finfo(torch.float32).eps  # no product of unit rows is rounded by more
+    some = (similarity.amax(dim=1) >= least).nonzero()[:, 0]  # mostly few: the others are not looked at twice
+    row, column = (similarity[some] >= least).nonzero(as_tuple=True)
+    pair = torch.stack([some[row] + start, column + left], dim=1)
+    return pair[pair[:, 0] < pair[:, 1]]
 
 
 def _proposed(query: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,7 +58,7 @@ def test_cmyk_white_stays_white():
 
 
 def test_the_cameras_orientation_is_applied():
-    from contrastneg.data.decode import image_size
+    from contrastneg.data.decode import image_header
 
     picture = Image.new("RGB", (40, 20))
     picture.paste((255, 255, 255), (0, 0, 20, 20))  # the left half is white
@@ -69,7 +69,7 @@ def test_the_cameras_orientation_is_applied():
     assert pixels.shape == (3, 40, 20)
     assert pixels[:, :15].float().mean() > 250  # turned right, left becomes top
     assert pixels[:, 25:].float().mean() < 5
-    assert image_size(io.BytesIO(data), len(data)) == (40, 20)
+    assert image_header(io.BytesIO(data), len(data))[:2] == (40, 20)
 
 
 def test_floating_point_pictures_are_scaled_from_0_to_1_or_refused_by_name():
@@ -79,6 +79,37 @@ def test_floating_point_pictures_are_scaled_from_0_to_1_or_refused_by_name():
     assert decode(encoded(Image.fromarray(levels), "TIFF"))[0, 0].tolist() == [0, 128, 255]
     with pytest.raises(UnreadableImage, match=r"scan\.tif"):
         decode(encoded(Image.fromarray(levels * 7), "TIFF"), name="scan.tif")
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "mode"),
+    [
+        (Image.new("RGB", (2, 3)), "JPEG", "RGB"),
+        (Image.new("L", (2, 3)), "JPEG", "grey"),
+        (Image.new("CMYK", (2, 3)), "JPEG", "CMYK"),
+        (Image.new("1", (2, 3)), "PNG", "bilevel"),
+        (Image.new("P", (2, 3)), "PNG", "palette"),
+        (Image.new("LA", (2, 3)), "PNG", "grey with transparency"),
+        (Image.new("RGBA", (2, 3)), "WEBP", "RGB with transparency"),
+        (Image.new("I;16", (2, 3)), "PNG", "16-bit grey"),
+        (Image.new("I;16", (2, 3)), "TIFF", "16-bit grey"),
+        (Image.new("I", (2, 3)), "TIFF", "32-bit grey"),
+        (Image.new("F", (2, 3)), "TIFF", "floating point grey"),
+    ],
+)
+def test_the_header_tells_size_and_mode(image, kind, mode):
+    from contrastneg.data.decode import image_header
+
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(image, kind, **options)
+    assert image_header(io.BytesIO(data), len(data)) == (3, 2, mode)
+
+
+def test_transparent_colours_of_a_palette_are_told():
+    from contrastneg.data.decode import image_header
+
+    data = encoded(Image.new("P", (2, 3)), "PNG", transparency=0)
+    assert image_header(io.BytesIO(data), len(data)).mode == "palette with transparency"
 
 
 def test_one_channel_is_the_luminance():
@@ -146,12 +177,12 @@ def test_levels_without_a_known_white_are_refused():
 
 @pytest.mark.parametrize("xmp", [False, True])
 def test_a_turned_tiff_has_one_size_in_its_header_and_decoded(xmp):
-    from contrastneg.data.decode import image_size
+    from contrastneg.data.decode import image_header
 
     tags = {0x0112: 6} | ({700: b"<x:xmpmeta/>"} if xmp else {})
     data = encoded(Image.new("RGB", (40, 20)), "TIFF", tiffinfo=tags)
     assert decode(data).shape == (3, 40, 20)
-    assert image_size(io.BytesIO(data), len(data)) == (40, 20)
+    assert image_header(io.BytesIO(data), len(data))[:2] == (40, 20)
 
 
 def test_an_animation_gives_its_first_frame():

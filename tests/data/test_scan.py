@@ -48,7 +48,7 @@ def test_skip_lists_them_and_keeps_the_others_decoded_or_by_header(folder, limit
     assert "20 usable of 23 pictures found" in report.lines()[0]
     assert report.bad_lines()[0] == "3 of 23 pictures cannot be read:"
     assert len(report.bad_lines()) == 4
-    assert report.bad_lines(2)[3:] == ["  and 1 more"]
+    assert report.bad_lines(2)[3:] == ["  and 1 more (--all names every one)"]
     assert not any("empty.jpg" in line for line in report.lines())
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -64,6 +64,38 @@ def test_sizes_and_classes_are_reported(tmp_path):
     report = scan(open_source(str(tmp_path)), "raise")
     assert (report.smallest, report.largest, report.uniform_size) == ((8, 8), (8, 30), None)
     assert report.class_counts == {"a": 2, "b": 1}
+    assert report.lines()[1] == "sizes from 8 x 8 to 8 x 30 pixels, height x width; all RGB"
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_modes_of_usable_pictures_are_counted_decoded_or_by_header(folder, limit, monkeypatch):
+    from contrastneg.data import scan as module
+    from contrastneg.data.sources import open_source
+
+    if limit is not None:
+        monkeypatch.setattr(module, "DECODED_PIXELS", limit)
+    Image.new("L", (40, 40)).save(folder / "a" / "grey.jpg")
+    report = module.scan(open_source(str(folder)), "skip")
+    assert list(report.modes.items()) == [("RGB", 20), ("grey", 1)]
+    assert report.lines()[1] == "all 40 x 40 pixels; 20 RGB, 1 grey"
+
+
+def test_every_picture_that_can_be_read_is_seen_once_as_it_is_read(folder, monkeypatch):
+    import torch
+
+    from contrastneg.data import scan as module
+    from contrastneg.data.sources import in_memory_set, open_source
+
+    monkeypatch.setattr(module, "DECODED_PIXELS", 0)  # of a set too large to decode unasked
+    source, seen = open_source(str(folder)), []
+    report = module.scan(source, "skip", see=lambda position, pixels: seen.append((position, pixels)))
+    assert report.decoded
+    assert sorted(position for position, _ in seen) == report.usable.tolist()
+    assert all(torch.equal(pixels, source.read(position)) for position, pixels in seen)
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    seen.clear()
+    assert len(module.scan(in_memory_set(images, name="x"), "skip", see=lambda *pair: seen.append(pair)).usable) == 5
+    assert [(position, int(pixels.max())) for position, pixels in sorted(seen)] == [(i, i) for i in range(5)]
 
 
 def test_a_set_without_one_usable_picture_is_refused_under_either_policy(tmp_path):

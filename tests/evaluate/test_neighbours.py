@@ -68,3 +68,39 @@ def test_unit_rows_have_length_one_at_any_scale_and_zeros_stay(search):
         assert (lengths[[0, 1, 2, 4]] - 1).abs().max() < 1e-6
         assert lengths[3] == 0
         assert torch.equal(units.double() * 2**26, (units.double() * 2**26).round())
+
+
+@pytest.mark.parametrize("block", [7, 64, 2048])
+@pytest.mark.parametrize("least", [0.2, 0.6, 1.1])
+def test_close_pairs_are_those_of_the_whole_matrix_in_float64(monkeypatch, block, least):
+    from contrastneg.evaluate import neighbours
+
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    x = neighbours.unit_rows(rows(150))
+    whole = (x.double() @ x.double().T).triu(1)
+    pair, cosine, complete = neighbours.close_pairs(x, least, 10_000)
+    assert complete
+    order = (pair[:, 0] * 150 + pair[:, 1]).argsort()
+    assert torch.equal(pair[order], (whole >= least).nonzero())
+    assert torch.equal(cosine[order], whole[whole >= least])
+    assert len(pair) > 0 or least > 1
+
+
+def test_a_pair_whose_cosine_float32_rounds_below_the_threshold_is_found():
+    from contrastneg.evaluate.neighbours import close_pairs, unit_rows
+
+    x = unit_rows(rows(400, width=300))
+    exact = (x.double() @ x.double().T).triu(1)
+    i, j = divmod(int(((x @ x.T).double() - exact).triu(1).argmin()), 400)  # rounded down by most
+    pair, cosine, _ = close_pairs(x, float(exact[i, j]), 100_000)
+    assert [i, j] in pair.tolist()
+    assert float(cosine.min()) == float(exact[i, j])
+
+
+def test_a_search_for_pairs_ends_where_it_is_told_to():
+    from contrastneg.evaluate.neighbours import BLOCK, close_pairs, unit_rows
+
+    same = unit_rows(torch.ones(BLOCK + 10, 3))
+    pair, _, complete = close_pairs(same, 0.5, 1000)
+    assert (len(pair), complete) == (BLOCK * (BLOCK - 1) // 2, False)
+    assert close_pairs(same[:0], 0.5, 1000)[2]
