@@ -142,7 +142,7 @@ class Judging:
 
     def sheet(self, name: str, encoder: nn.Module, protocols: list[str]) -> Sheet:
         """All numbers of one kind of features."""
-        encoder = encoder.to(self.place.device, memory_format=torch.channels_last)
+        encoder = encoder.to(self.place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         cached = [protocol for protocol in protocols if protocol not in TRAINED]
         sheet = Sheet(name, self.config.seed)
         if cached:
@@ -198,8 +198,15 @@ class Judging:
         score = augmented_score(
             encoder, self.data, recipe, seed=config.seed, device=self.place.device, dtype=self.place.dtype
         )
-        settings = {"preset": config.preset, "lr": score.lr, "epochs": score.epochs, "batch_size": score.batch_size}
-        sheet.share("linear, augmented", "top-1", score.right, **settings)
+        sheet.share(
+            "linear, augmented",
+            "top-1",
+            score.right,
+            preset=config.preset,
+            lr=score.lr,
+            epochs=score.epochs,
+            batch_size=score.batch_size,
+        )
         sheet.note("augmented", score.notes)
 
     def finetuned(self, encoder: nn.Module, sheet: Sheet) -> None:
@@ -214,9 +221,16 @@ class Judging:
             score = finetune_score(
                 encoder, self.data, rows, recipe, seed=config.seed, device=self.place.device, dtype=self.place.dtype
             )
-            settings = {"labels": score.images, "epochs": score.epochs, "batch_size": score.batch_size}
-            rates = {"encoder_lr": score.encoder_lr, "classifier_lr": score.classifier_lr}
-            sheet.share(f"fine-tuned, {share:g} % of labels", "top-1", score.right, **settings, **rates)
+            sheet.share(
+                f"fine-tuned, {share:g} % of labels",
+                "top-1",
+                score.right,
+                labels=score.images,
+                epochs=score.epochs,
+                batch_size=score.batch_size,
+                encoder_lr=score.encoder_lr,
+                classifier_lr=score.classifier_lr,
+            )
             sheet.note(f"fine-tuned, {share:g} %", score.notes)
 
     def store(self, share: float, rows: Int64[Tensor, " n"]) -> None:
