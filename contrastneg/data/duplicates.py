@@ -133,8 +133,9 @@ class Leak:
 def find_duplicates(prints: Fingerprints, threshold: float = THRESHOLD) -> SplitDuplicates:
     """Duplicates within a set.
 
-    Near duplicates are pairs whose vectors, see :func:`~contrastneg.data.fingerprints.vector_of`, have a cosine of at least the threshold: copies that
-    were compressed, scaled, brightened or slightly retouched, not those that were cropped, mirrored or shifted by much.
+    Near duplicates are pairs whose vectors, see :func:`~contrastneg.data.fingerprints.vector_of`, have a cosine of at
+    least the threshold: copies that were compressed, scaled, brightened or slightly retouched, not those that were
+    cropped, mirrored or shifted by much.
 
     Args:
         prints: What a scan of the set has seen.
