@@ -32,7 +32,7 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
         "Say what a data address holds: pictures, sizes, modes, classes and splits; what cannot be read and why; equal pictures "
         "and near duplicates within a split, and test pictures that are among the training pictures. Exit status 1 where a "
         "picture cannot be read; duplicates are told but are no error.",
-        "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--all]",
+        "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--encoder ENCODER] [--all]",
     )
     add_positional(parser, "data", str, "Address of the images.")
     parser.add_argument(
@@ -50,7 +50,13 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
         "--threshold",
         type=float,
         default=THRESHOLD,
-        help="Pictures are near duplicates from this cosine on, above 0 and at most 1, of what is left of them shrunk to 16 x 16.",
+        help="Pictures are near duplicates from this cosine on, above 0 and at most 1, of what is left of them shrunk to 16 x 16, "
+        "or of an encoder's features.",
+    )
+    parser.add_argument(
+        "--encoder",
+        help="Look for near duplicates by the features of an encoder, less their mean, not by small pictures: a run folder, a "
+        "checkpoint, a .safetensors file, timm:NAME or torchvision:NAME. Its cosines may ask for another threshold.",
     )
     parser.add_argument(
         "--all", action="store_true", help="Name every picture and pair, not only the first few of each kind."

@@ -352,7 +352,7 @@ def test_help_shows_the_attribute_docstrings(capsys):
     assert "LightningModule, " not in text
 
 
-CHECK = "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--all]"
+CHECK = "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--encoder ENCODER] [--all]"
 
 
 @pytest.mark.parametrize(("verb", "usage"), [("check", CHECK), ("report", "RUN")])

@@ -1,15 +1,20 @@
 """``contrastneg check`` tells what is there, what cannot be read and what is there twice, and holds few pictures at a time."""
 
 import io
+import json
 import re
 import tarfile
 import threading
 import weakref
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 from pictures import photograph
 from PIL import Image
+from safetensors.torch import save_file
+from torch.testing import assert_close
 
 
 def check(capsys, *arguments):
@@ -155,6 +160,55 @@ def test_a_set_in_memory_is_looked_through_too(capsys):
     assert "all 32 x 32 pixels; all RGB" in printed
     assert "equal" in printed
     assert "test and train:" in printed
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A small encoder with random weights, as a run writes it."""
+    from contrastneg.config import plain
+    from contrastneg.data.views import Views
+    from contrastneg.encoders import Backbone, build_backbone
+
+    backbone = Backbone(name="resnet9", width=0.125)
+    torch.manual_seed(0)
+    network = build_backbone(backbone, 16)
+    facts = {"backbone": asdict(backbone), "views": plain(Views(16))}
+    path = tmp_path / "small.safetensors"
+    save_file(network.state_dict(), path, {"contrastneg": json.dumps(facts)})
+    return path
+
+
+def test_an_encoder_compares_by_its_features_less_their_mean(copies, encoder, capsys):
+    from contrastneg.data.fingerprints import Fingerprints
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+    from contrastneg.data.views import eval_view
+    from contrastneg.inspection import see_with
+    from contrastneg.subjects import open_subject
+
+    (copies / "train" / "a" / "00.bmp").write_bytes(b"damaged")
+    subject = open_subject(str(encoder))
+    prints = [Fingerprints(open_source(str(copies), split=split)) for split in ("train", "test")]
+    usable = [scan(each.source, "skip", see=each.add).usable.tolist() for each in prints]
+    see_with(subject, prints)
+    images = [torch.stack([each.source.read(i) for i in kept]) for each, kept in zip(prints, usable, strict=True)]
+    with torch.no_grad():
+        train, test = (subject.network(eval_view(split, subject.views)) for split in images)
+    assert_close(prints[0].vector[usable[0]], train - train.mean(0))
+    assert_close(prints[1].vector[usable[1]], test - train.mean(0))
+    assert not prints[0].vector[[i for i in range(len(prints[0].source)) if i not in usable[0]]].any()
+    status, printed = check(capsys, copies, "--encoder", encoder, "--threshold", 0.999)
+    assert status == 1
+    assert "6 of 18 test pictures have duplicates among the training pictures: 6 equal" in printed
+
+
+def test_an_encoder_that_is_none_is_refused_before_anything_is_read(copies, capsys):
+    from contrastneg.__main__ import main
+
+    assert main(["check", str(copies), "--encoder", str(copies / "nothing")]) == 2
+    printed = capsys.readouterr()
+    assert "is no encoder" in printed.err
+    assert printed.out == ""
 
 
 def test_no_more_pictures_are_held_at_a_time_than_threads_decode(tmp_path, capsys, monkeypatch):

@@ -52,7 +52,7 @@ class Fingerprints:
 def digest_of(pixels: UInt8[Tensor, "C H W"]) -> Int64[Tensor, "2"]:
     """128 bits of BLAKE2b over size and pixels, equal for equal pictures whatever format they are stored in."""
     digest = hashlib.blake2b(str(tuple(pixels.shape)).encode(), digest_size=16)
-    digest.update(pixels.flatten().numpy())
+    digest.update(pixels.flatten().numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.int64)
 
 

@@ -219,3 +219,21 @@ def test_sets_of_no_or_one_picture_have_no_duplicates():
     one.digest += 1
     for test, train in ((none, one), (one, none)):
         assert len(find_leak(test, train).pairs.first) == 0
+
+
+def test_cifar10_has_test_images_that_are_near_duplicates_of_training_images(shared):
+    """All test images and the first 6,000 training images; that found pairs are of one class is no doing of the search."""
+    from contrastneg.data import duplicates
+    from contrastneg.data.fingerprints import Fingerprints
+    from contrastneg.data.scan import scan
+    from contrastneg.data.sources import open_source
+
+    test, train = (open_source(str(shared / "data" / "cifar10"), split=split) for split in ("test", "train"))
+    prints = [Fingerprints(test), Fingerprints(train.subset(torch.arange(6000)))]
+    for each in prints:
+        scan(each.source, "raise", see=each.add)
+    leak = duplicates.find_leak(*prints)
+    assert 18 <= len(leak.pairs.first) <= 38
+    assert (8746, 5037) in zip(leak.pairs.first.tolist(), leak.pairs.second.tolist(), strict=True)
+    assert duplicates.other_label(test, leak.pairs.first, train, leak.pairs.second).float().mean() < 0.05
+    assert leak.lines()[0].startswith(f"{len(leak.pairs.first)} of 10,000 test pictures have duplicates")
