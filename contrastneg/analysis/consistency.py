@@ -14,7 +14,16 @@ from torch import Tensor
 from contrastneg.analysis.classes import Labels
 from contrastneg.analysis.errors import columns_of, mean
 from contrastneg.analysis.hubness import gini, mixed_binomial
-from contrastneg.analysis.queries import QUERIES, Asked, Embeddings, ask, ask_by_class, check_share, place
+from contrastneg.analysis.queries import (
+    QUERIES,
+    Asked,
+    Embeddings,
+    ask,
+    ask_by_class,
+    check_share,
+    hardest_first,
+    place,
+)
 
 BAND = (0.001, 0.999)  # quantiles of the null outside of which a count is remarkable
 
@@ -206,5 +215,5 @@ def _hits(embeddings: Embeddings, labels: Labels, share: float, queries: int, se
 def _hardest(cosine: Float64[Tensor, "b N"], count: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:
     """The ``count`` most similar images of each row, the lower position first among equals."""
     deepest = int(count.max())
-    order = cosine.sort(dim=1, descending=True, stable=True).indices[:, :deepest]
+    order = hardest_first(cosine)[:, :deepest]
     return torch.zeros_like(cosine, dtype=torch.bool).scatter_(1, order, torch.arange(deepest) < count[:, None])

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
 from contrastneg.analysis.errors import ratio
-from contrastneg.analysis.queries import QUERIES, Asked, Embeddings, Positives, ask_by_class, check_share, place
+from contrastneg.analysis.queries import (
+    QUERIES,
+    Asked,
+    Embeddings,
+    Positives,
+    ask_by_class,
+    check_share,
+    hardest_first,
+    place,
+)
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives.core import Clock, Negatives
 from contrastneg.negatives.support import resembling
@@ -171,19 +180,22 @@ def _views(support: Tensor | None, asked: Asked, images: int) -> Float[Tensor, "
     return unit_rows(kept.flatten(0, 1)).view(kept.shape)
 
 
-def _tallies(asked: Asked, detectors: list[_Detector], hardest: int) -> list[Float64[Tensor, "Q 6"]]:
+def _tallies(asked: Asked, detectors: list[_Detector], hardest: int) -> Float64[Tensor, "detectors Q 6"]:
     """Of each query and detector: found, false among them, false in all, true hard found, true hard in all, not found."""
-    parts: list[list[Tensor]] = [[] for _ in detectors]
+    # filled in place: small results kept between large tables would split the heap, and memory would grow
+    tallies = torch.empty(len(detectors), len(asked.rows), 6, dtype=torch.float64)
+    done = 0
     for rows, cosine in asked.parts():
         seen, false = _Seen(asked, rows, cosine), asked.same_class(rows)
-        order = cosine.sort(dim=1, descending=True, stable=True).indices[:, :hardest]
+        order = hardest_first(cosine)[:, :hardest]
         true_hard = torch.zeros_like(false).scatter_(1, order, True) & ~false
-        for tally, detector in zip(parts, detectors, strict=True):
+        for tally, detector in zip(tallies, detectors, strict=True):
             found = detector.find(seen)
             kinds = (found, found & false, false, found & true_hard, true_hard)
-            counts = torch.stack([kind.sum(dim=1) for kind in kinds], dim=1)
-            tally.append(torch.cat([counts, asked.candidates - counts[:, :1]], dim=1))
-    return [torch.cat(tally).double() for tally in parts]
+            counts = [kind.sum(dim=1) for kind in kinds]
+            tally[done : done + len(rows)] = torch.stack([*counts, asked.candidates - counts[0]], dim=1)
+        done += len(rows)
+    return tallies
 
 
 def _row(asked: Asked, detector: _Detector, tally: Float64[Tensor, "Q 6"]) -> pd.DataFrame:

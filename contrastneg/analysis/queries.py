@@ -1,8 +1,8 @@
 """Queries and their candidates: who is asked, and each query's cosines with all other images, some queries at a time.
 
 Cosines are exact (see :mod:`contrastneg.evaluate.neighbours`), so neither threads nor the size of a part changes a
-number, and equal cosines are ranked by the lower position. Each part holds :data:`CELLS` cosines; a measure keeps a few
-tables of that size, whatever the number of images.
+ranking; cosines that agree to about 12 digits are ranked by the lower position. Each part holds :data:`CELLS` cosines; a
+measure keeps a few tables of that size, whatever the number of images.
 """
 
 import math
@@ -23,7 +23,7 @@ from contrastneg.randomness import generator
 
 QUERIES = 2048
 """Queries asked unless more are wanted."""
-CELLS = 2**22  # cosines held at once: 32 MiB in float64
+CELLS = 2**21  # cosines held at once: 16 MiB in float64
 TILE = 2**22  # numbers of embeddings held in float64 at once
 
 Embeddings = Float[Tensor | np.ndarray, "N D"]
@@ -78,8 +78,8 @@ class Asked:
     def ordered(self) -> Iterator[tuple[Int64[Tensor, " b"], Float64[Tensor, "b C"], Int64[Tensor, "b C"]]]:
         """Some queries at a time with the cosines of their candidates, most similar first, and the images behind them."""
         for rows, cosine in self.parts():
-            values, image = cosine.sort(dim=1, descending=True, stable=True)
-            yield rows, values[:, :-1], image[:, :-1]
+            image = hardest_first(cosine)[:, :-1]
+            yield rows, cosine.gather(1, image), image
 
     def same_class(self, rows: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:
         """Which images are other images of each query's class."""
@@ -144,6 +144,19 @@ def ask_by_class(
     about = {"queries": len(rows), "images": len(x), "seed": seed, "classes": source}
     position = known.nonzero().flatten()
     return Asked(x, rows, about, position, code, names, None if second is None else second[known])
+
+
+def hardest_first(cosine: Float64[Tensor, "b N"]) -> Int64[Tensor, "b N"]:
+    """Images of each row, the most similar first and those at -inf last.
+
+    Cosine and position are packed into one whole number, which numpy sorts ten times as fast as torch sorts pairs. What
+    the position leaves of 62 bits is the resolution of cosines: 2^-45 for 50,000 images, 2^-40 for 2 million.
+    """
+    bits = cosine.shape[1].bit_length()
+    key = cosine.clamp(min=-2).mul_(-(2.0 ** (61 - bits))).floor_().long()
+    key.bitwise_left_shift_(bits).add_(torch.arange(cosine.shape[1]))
+    key.numpy().sort(axis=1)
+    return key.bitwise_and_(2**bits - 1)
 
 
 def times(weight: Float64[Tensor, "b D"], x: Float32[Tensor, "N D"]) -> Float64[Tensor, "b N"]:

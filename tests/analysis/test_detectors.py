@@ -77,7 +77,7 @@ def test_the_quantile_is_where_the_stage_comes_to_rest():
     stage = GlobalQuantile(share=0.2, rate=0.02, begin_at=0.0)
     stage.begin(Facts(40, 6))
     clock = Clock(1, 1, 0.0, 0)
-    for step in range(400):
+    for step in range(200):
         stage.rate = 0.02 / (1 + step / 20)
         stage(Negatives.of(keys, keys, keys, query_id=image, key_id=image), clock)
         stage.update(keys, image, clock)

@@ -6,6 +6,7 @@ import torch
 from clouds import cloud
 
 from contrastneg import analysis
+from contrastneg.analysis.queries import hardest_first
 
 PLAIN = {
     "gradient_shares": {"edges": (0.05, 0.3)},
@@ -104,6 +105,15 @@ def test_what_cannot_be_measured_is_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         measured("difficulty_shares", **given)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("images", [2, 3, 4, 100])
+def test_the_ranking_is_that_of_a_stable_sort_with_what_is_left_out_at_its_end(images):
+    cosine = torch.rand(6, images, generator=torch.Generator().manual_seed(0), dtype=torch.double) * 2 - 1
+    cosine[0], cosine[1, ::2], cosine[2, :2] = 0.3, 0.3, torch.tensor([1.0, -1.0])
+    cosine[3:, 1] = -torch.inf
+    expected = cosine.sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(hardest_first(cosine), expected)
 
 
 def test_a_single_image_has_nobody_to_be_compared_with():
