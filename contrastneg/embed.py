@@ -1,12 +1,14 @@
 """Embeddings of a whole set in a file, one row an image, in bounded memory however many images there are."""
 
 import json
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -248,38 +250,39 @@ def parquet_table(
 
 
 class NpzTable:
-    """Arrays that grow; the embeddings in a file that is mapped into memory, since they are many times the rest."""
+    """Arrays that grow; the embeddings, many times the rest, in a file of their own until all are there."""
 
-    def __init__(self, embedding: np.memmap) -> None:
+    def __init__(self, embedding: IO[bytes]) -> None:
         self.embedding = embedding
-        self.rows = 0
         self.columns: dict[str, list[np.ndarray]] = {name: [] for name in ("path", "index", "split", "label")}
 
     def append(self, rows: Rows) -> None:
         """Keep some rows."""
-        self.embedding[self.rows : self.rows + len(rows.position)] = rows.embedding
-        self.rows += len(rows.position)
+        self.embedding.write(rows.embedding.tobytes())
         for name in ("path", "index", "label"):
             self.columns[name].append(np.array(getattr(rows, name)))
         self.columns["split"].append(np.full(len(rows.position), rows.source.split))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All rows."""
-        columns = {name: np.concatenate(parts) for name, parts in self.columns.items() if parts}
-        return {**columns, "embedding": self.embedding[: self.rows]}
-
 
 @contextmanager
 def npz_table(path: Path, about: dict[str, Any], sources: list[ImageSet], width: int, dtype: Number) -> Iterator[Table]:
-    """An NPZ file of embeddings."""
+    """An NPZ file of embeddings: an archive of arrays, as :func:`numpy.savez` writes it."""
     classes = next((source.classes for source in sources if source.classes), [])
     with whole_file(path) as partial, tempfile.TemporaryFile(dir=path.parent) as scratch:
-        table = NpzTable(np.memmap(scratch, np.dtype(dtype), "w+", shape=(sum(map(len, sources)), width)))
+        table = NpzTable(scratch)
         yield table
-        with partial.open("wb") as file:
-            told = {"classes": np.array(classes, dtype=np.str_), "about": np.array(json.dumps(about))}
-            arrays: dict[str, Any] = table.arrays() | told
-            np.savez(file, **arrays)
+        arrays = {name: np.concatenate(parts) for name, parts in table.columns.items()}
+        arrays |= {"classes": np.array(classes, dtype=np.str_), "about": np.array(json.dumps(about))}
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            shape = (len(arrays["index"]), width)
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            scratch.seek(0)
+            with archive.open("embedding.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                shutil.copyfileobj(scratch, member)
 
 
 WRITERS = {".parquet": parquet_table, ".npz": npz_table}

@@ -6,12 +6,14 @@ nothing is left behind.
 """
 
 import importlib.util
+import logging
 import math
 import os
 import runpy
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -117,9 +119,20 @@ def export(subject: Subject, targets: Sequence[Target], out: Path | None = None)
 
 
 def write(subject: Subject, target: str, plan: Plan, folder: Path) -> float:
-    """Write one export and check it; returns the largest difference of its features."""
+    """Write one export and check it; returns the largest difference of its features.
+
+    Raises:
+        ValueError: It cannot be written, or is not the encoder again.
+    """
     folder.mkdir()
-    plan.write(folder)
+    try:
+        plan.write(folder)
+    except OSError:
+        raise
+    except Exception as error:  # whatever an exporter raises about a network that it cannot express
+        raise ValueError(
+            f"the encoder cannot be written for {target} ({first_line(error)}): nothing was written"
+        ) from error
     write_text(folder / "load.py", plan.code)
     difference = check(subject, target, folder, plan.allowed)
     about = {"opset": OPSET, "inputs": ["images"], "outputs": ["features"]} if target == "onnx" else {}
@@ -237,8 +250,7 @@ def for_onnx(subject: Subject) -> Plan:
         raise ValueError(f"onnx needs {' and '.join(missing)}: pip install 'contrastneg[onnx]'")
 
     def write(folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own parts
+        with silent():
             torch.onnx.export(
                 subject.network,
                 (black(subject),),
@@ -253,6 +265,18 @@ def for_onnx(subject: Subject) -> Plan:
             )
 
     return Plan(onnx_script(subject), write, SAME_FEATURES_ONNX)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without warnings and log lines, which exporters have for each of their own parts."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 PLANS: dict[Target, Callable[[Subject], Plan]] = {

@@ -32,7 +32,8 @@ def script(subject: Subject, imports: Sequence[str], lines: Sequence[str]) -> st
         lines: Statements that make ``encoder`` from the files in ``FOLDER``.
     """
     network_lines = "\n".join(lines)
-    modules = "\n".join(sorted({"import torch", "from torchvision.transforms import v2", *imports}, key=str.lower))
+    needed = {"import torch", "from torchvision.transforms import v2", *imports}
+    modules = "\n".join(sorted(needed, key=lambda line: (line.startswith("from"), line)))
     mode, side = "RGB" if subject.in_channels == 3 else "L", subject.views.size
     return f'''"""{subject.name}: an encoder of images. `from load import encoder, transform`, or copy what you need."""
 
@@ -165,6 +166,7 @@ def onnx_script(subject: Subject) -> str:
         "def encoder(images):",
         '    """Images (B, C, S, S), float32, to features (B, F), of numpy."""',
         '    return session.run(["features"], {"images": images.numpy()})[0]',
+        "",
     )
     return script(subject, ["import onnxruntime"], lines)
 

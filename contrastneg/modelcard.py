@@ -104,7 +104,8 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, mod
 features = encoder(transform(Image.open("picture.jpg").convert("{"RGB" if subject.in_channels == 3 else "L"}"))[None])
 ```
 
-`load.py` has the same in plain torchvision. `num_classes=N` in `create_model` adds a linear layer to train.
+`load.py` has the very transform of the scores; timm's rounds a little differently. `num_classes=N` in `create_model` adds a
+linear layer to train.
 """
 
 

@@ -207,6 +207,18 @@ def test_a_transform_that_differs_is_found_and_targets_before_it_are_not_left(tm
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_network_that_an_exporter_cannot_express_is_refused_in_one_line(tmp_path, monkeypatch):
+    from contrastneg import export as module
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no such operator\nand a page of reasons")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match=r"cannot be written for onnx \(no such operator\): nothing was written"):
+        module.export(encoder("nine"), ["safetensors", "onnx"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_encoder_that_diverged_is_not_exported(tmp_path):
     from contrastneg.export import export
 
