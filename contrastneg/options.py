@@ -55,6 +55,7 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument(
         "--encoder",
+        type=str,
         help="Look for near duplicates by the features of an encoder, less their mean, not by small pictures: a run folder, a "
         "checkpoint, a .safetensors file, timm:NAME or torchvision:NAME. Its cosines may ask for another threshold.",
     )
@@ -64,6 +65,8 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
     options = parse_simple(parser, arguments)
     if not 0 < options.threshold <= 1:
         raise ValueError(f"threshold is {options.threshold:g}: give a number above 0 and at most 1")
+    if options.encoder is not None and options.duplicates is False:
+        raise ValueError("encoder is given but duplicates are not looked for: leave out --encoder or --no-duplicates")
     return options
 
 

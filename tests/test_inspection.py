@@ -209,6 +209,8 @@ def test_an_encoder_that_is_none_is_refused_before_anything_is_read(copies, caps
     printed = capsys.readouterr()
     assert "is no encoder" in printed.err
     assert printed.out == ""
+    assert main(["check", str(copies), "--no-duplicates", "--encoder", "x"]) == 2
+    assert "leave out --encoder or --no-duplicates" in capsys.readouterr().err
 
 
 def test_no_more_pictures_are_held_at_a_time_than_threads_decode(tmp_path, capsys, monkeypatch):
