@@ -42,7 +42,7 @@ def features(rows: int, width: int) -> Features:
 def ratios(width: int, rounds: int) -> list[float]:
     """Medians of: the score by 24 heads over that by one; 24 heads' training over one's; one by one over 24 together."""
     bank, queries = features(ROWS, width), features(QUERIES, width)
-    many, one = HeadGrid(epochs=EPOCHS), HeadGrid(learning_rates=(0.1,), weight_decays=(1e-4,), epochs=EPOCHS)
+    many, one = HeadGrid(epochs=EPOCHS), HeadGrid(learning_rates=(0.1,), weight_decays=(1e-3,), epochs=EPOCHS)
     settings = [(lr, decay) for lr in many.learning_rates for decay in many.weight_decays]
 
     def score(grid: HeadGrid) -> float:

@@ -23,7 +23,8 @@ class LabelledCrops:
     """Minibatches of randomly cropped and flipped images with their labels, of each batch this process's share.
 
     Order, boxes and flips are a function of seed, epoch and place and do not depend on the number of processes. The
-    batches of an epoch differ by at most one image, so that none is so small that it weighs too much. Pictures are
+    batches of an epoch differ by at most one image, so that none is so small that it weighs too much; they are larger than
+    asked for where a process would get fewer than two images of one, which batch norm cannot use. Pictures are
     taken from the device's memory or from loader workers, as the data module says.
 
     Args:

@@ -22,7 +22,6 @@ from contrastneg.randomness import derive_seed, generator
 from contrastneg.schedules import Cosine
 
 MOMENTUM = 0.9
-REFERENCE_BATCH = 1024  # images per step that the learning rates are meant for
 LEAST_STEPS = 8  # of an epoch; 1 % of ImageNet has 12 of 1024 images
 
 
@@ -31,7 +30,8 @@ class FinetuneRecipe:
     """How encoder and classifier are trained: SGD with Nesterov's momentum 0.9, cosine to 0, random crop and flip.
 
     Epochs, batch and classifier rate are those of SynCo's semi-supervised evaluation (official code, arXiv:2410.02401); its
-    encoder rate is the middle of the grid 0.005, 0.01, 0.02, 0.05, 0.1. No weight decay, which is ours.
+    encoder rate is the middle of the grid 0.005, 0.01, 0.02, 0.05, 0.1. No weight decay, and smaller steps for small sets at
+    the same rates, so that they see about as many steps, are ours.
     """
 
     epochs: int = 30
@@ -39,9 +39,9 @@ class FinetuneRecipe:
     batch_size: int = 1024
     """Images per step on all devices together, at least 1; fewer where an epoch would have less than eight steps."""
     encoder_lr: float = 0.02
-    """Learning rate of the encoder at 1024 images per step, else in proportion; 0 or more."""
+    """Learning rate of the encoder, 0 or more."""
     classifier_lr: float = 0.5
-    """Learning rate of the classifier at 1024 images per step, else in proportion; 0 or more."""
+    """Learning rate of the classifier, 0 or more."""
     weight_decay: float = 0.0
     """Weight decay of both, 0 or more."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -58,9 +58,9 @@ class FinetuneScore(Answers):
     """Share of test images that the fine-tuned encoder gets right, and how it was trained."""
 
     encoder_lr: float
-    """Learning rate of the encoder at the start, after scaling."""
+    """Learning rate of the encoder at the start."""
     classifier_lr: float
-    """Learning rate of the classifier at the start, after scaling."""
+    """Learning rate of the classifier at the start."""
     epochs: int
     """Passes over the labelled images."""
     batch_size: int
@@ -142,15 +142,14 @@ def finetune_score(
         raise ValueError(f"{unknown} of the {len(positions)} images to learn from have no label: leave them out")
     batch = min(recipe.batch_size, max(1, len(positions) // LEAST_STEPS))
     crops = LabelledCrops(data, positions, recipe.crop_scale, batch, seed)
-    scale = batch / REFERENCE_BATCH
     copied = plain_batch_norm(copy.deepcopy(encoder), device).requires_grad_(True)
     with seeded(derive_seed(seed, "finetune", distributed.rank()), device):
         width = feature_width(copied.eval(), crops, device, dtype)
         copied.train()
         classifier = linear_classifier(width, data.num_classes, seed, device)
         groups = [
-            {"params": list(copied.parameters()), "lr": recipe.encoder_lr * scale},
-            {"params": list(classifier.parameters()), "lr": recipe.classifier_lr * scale},
+            {"params": list(copied.parameters()), "lr": recipe.encoder_lr},
+            {"params": list(classifier.parameters()), "lr": recipe.classifier_lr},
         ]
         optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, weight_decay=recipe.weight_decay)
         descend(
@@ -168,16 +167,14 @@ def finetune_score(
     if device.type == "cpu" and distributed.world_size() > 1:
         notes.append("batch norm took the statistics of each process's share of a batch")
     if batch < recipe.batch_size:
-        notes.append(
-            f"{len(positions)} images make steps of {batch} instead of {recipe.batch_size}, so that an epoch has "
-            f"{len(crops)}; learning rates are scaled with them"
-        )
+        steps = f"steps of {batch} instead of {recipe.batch_size}, so that an epoch has {len(crops)}"
+        notes.append(f"{len(positions)} images make {steps}")
     return FinetuneScore(
         *shares(found, data.num_classes),
         found[:, 0],
         tuple(notes),
-        recipe.encoder_lr * scale,
-        recipe.classifier_lr * scale,
+        recipe.encoder_lr,
+        recipe.classifier_lr,
         recipe.epochs,
         batch,
         len(positions),

@@ -23,8 +23,9 @@ INITIAL = 0.01  # standard deviation of the first weights
 # Standardised features bring every encoder to one scale. On it SGD with momentum moves little below 0.001 and, features
 # being correlated, starts to overshoot near 1; half decades between lie closer than two neighbours differ in score.
 LEARNING_RATES = tuple(10 ** (half / 2) for half in range(-6, 2))
-# SimCLR's linear protocol decays by 1e-6, which is almost nothing; 1e-2 suits a few labels per class.
-WEIGHT_DECAYS = (1e-6, 1e-4, 1e-2)
+# A decay is twice a strength of linear_score, and they span the same range: 1e-1 suits a few labels per class, and 1e-5 is
+# as good as none, which suits a million images.
+WEIGHT_DECAYS = (1e-5, 1e-3, 1e-1)
 
 
 @dataclass(frozen=True)

@@ -217,8 +217,8 @@ class Plain(torch.nn.Sequential):
 def results(loading):
     data = PretrainData(train, Views(size=16), train, test, batch_size=8, loading=loading)
     linear = augmented_score(Plain(), data, LinearRecipe(lr=0.3, epochs=3, batch_size=31), seed=0, device=cpu)
-    rates = FinetuneRecipe(epochs=3, encoder_lr=2.0, classifier_lr=20.0)
-    tuned = finetune_score(Plain(), data, torch.arange(0, 100, 3), rates, seed=0, device=cpu)
+    rates = FinetuneRecipe(epochs=3, encoder_lr=0.01, classifier_lr=0.1)
+    tuned = finetune_score(Plain(), data, torch.arange(97), rates, seed=0, device=cpu)
     return {"linear": linear.right, "top1": linear.top1, "tuned": tuned.right, "tuned_top1": tuned.top1}
 whole = [results(loading) for loading in ("memory", "stream")]
 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)

@@ -102,19 +102,19 @@ def test_a_copy_is_trained_in_training_mode_and_asked_in_evaluation_and_the_give
 
 
 def test_both_parts_learn_each_at_its_own_rate(data):
-    lasting = {"epochs": 6, "classifier_lr": 20.0}
+    lasting = {"epochs": 6, "classifier_lr": 0.5}
     chance = score(Small(), data, epochs=1, encoder_lr=0.0, classifier_lr=0.0).top1
     frozen = score(Small(), data, encoder_lr=0.0, **lasting)
-    tuned = score(Small(), data, encoder_lr=10.0, **lasting)
+    tuned = score(Small(), data, encoder_lr=0.25, **lasting)
     assert chance < frozen.top1
     assert chance < tuned.top1
     assert not torch.equal(frozen.right, tuned.right)
-    assert (tuned.encoder_lr, tuned.classifier_lr) == (10.0 * 25 / 1024, 20.0 * 25 / 1024)
+    assert (tuned.encoder_lr, tuned.classifier_lr) == (0.25, 0.5)
     assert "200 images make steps of 25 instead of 50, so that an epoch has 8" in tuned.notes[-1]
 
 
 def test_the_same_seed_gives_the_same_score_with_dropout_and_all(data):
-    rates = {"encoder_lr": 2.0, "classifier_lr": 20.0}
+    rates = {"encoder_lr": 0.05, "classifier_lr": 0.5}
     first = score(Small(), data, **rates)
     torch.manual_seed(99)
     network = Small()
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_score_with_dropout_and_all(data):
 def test_groups_of_split_batch_norm_are_joined(data):
     from contrastneg.batchnorm import convert_split_batch_norm
 
-    rates = {"encoder_lr": 2.0, "classifier_lr": 20.0}
+    rates = {"encoder_lr": 0.05, "classifier_lr": 0.5}
     split = convert_split_batch_norm(Small(), 5)
     plain = score(Small(), data, **rates)
     assert torch.equal(score(split, data, **rates).right, plain.right)
@@ -140,7 +140,7 @@ def test_a_share_of_the_labels_learns_from_that_share(data):
 
 
 def test_half_precision_runs_and_scores_nearly_the_same(data):
-    rates = {"encoder_lr": 2.0, "classifier_lr": 20.0}
+    rates = {"encoder_lr": 0.05, "classifier_lr": 0.5}
     exact, half = (score(Small(), data, dtype=dtype, **rates) for dtype in (torch.float32, torch.bfloat16))
     assert (exact.right == half.right).float().mean() > 0.7
 

@@ -202,7 +202,7 @@ def test_a_choice_at_an_edge_of_the_grid_and_no_choice_at_all_are_said():
     one_each = Features(torch.eye(7), torch.arange(7))
     score = heads_score(one_each, one_each, num_classes=7, seed=0, grid=small(epochs=100))
     assert "rows to spare for a choice" in score.notes[0]
-    assert (score.lr, score.weight_decay) == pytest.approx((0.1, 1e-4))
+    assert (score.lr, score.weight_decay) == pytest.approx((0.1, 1e-3))
     assert score.top1 == 1.0
 
 
