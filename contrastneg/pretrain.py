@@ -91,6 +91,8 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
     device = resolve_device(config)
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise ValueError("wandb names a project but the package is not installed: pip install 'contrastneg[wandb]'")
+    if config.run and resume is None and RUN_VARIABLE not in os.environ:
+        new_run_folder(Path(config.run), "", "")  # refuses one that is in use before all images are looked through
     opened = open_data(config)
     check_steps(len(opened.train), config.batch_size, device.world_size, config.drop_last)
     check_batch(config.method, config.batch_size * device.world_size)

@@ -354,9 +354,11 @@ def metrics_of(folder):
 
 
 KILLS = int(os.environ.get("CONTRASTNEG_TEST_KILLS", "1"))  # the full acceptance takes 10
+WHOLE = KILLS > 2  # every way of loading is killed, and both signals are sent at every moment; else one of each
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
-@pytest.mark.parametrize(("loading", "workers"), [("memory", 0), ("stream", 2), ("stream", 0)][: 3 if KILLS > 2 else 2])
+@pytest.mark.parametrize(("loading", "workers"), [("stream", 2), ("memory", 0), ("stream", 0)][: 3 if WHOLE else 1])
 def test_a_run_killed_at_random_moments_and_resumed_ends_bit_equal_to_the_unbroken_one(tmp_path, loading, workers):
     arguments = ["shapes", *MOCO, *SMALL, "--limit-images", 100, "--epochs", 5, "--checkpoint-every", 2]
     arguments += ["--loading", loading, "--workers", workers, "--final_scores", "false", "--knn_every", 2]
@@ -391,7 +393,7 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_bit_equal_to_the_unbrok
     assert metrics_of(broken) == metrics_of(whole)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), SIGNALS[: 2 if WHOLE else 1])
 def test_a_signal_saves_names_the_checkpoint_and_exits_non_zero(tmp_path, signum, status):
     out = tmp_path / "run"
     arguments = ["shapes", *SMALL, "--limit-images", 100, "--epochs", 500, "--checkpoint-every", 2, "--run", out]
@@ -406,7 +408,7 @@ def test_a_signal_saves_names_the_checkpoint_and_exits_non_zero(tmp_path, signum
         assert torch.load(out / "checkpoints" / name, weights_only=True)["global_step"] > 0
 
 
-@pytest.mark.parametrize(("first", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("first", "status"), SIGNALS[::-1][: 2 if WHOLE else 1])
 def test_signals_one_after_another_to_the_run_and_its_loader_workers_end_it_once_saved_and_said(
     tmp_path, first, status
 ):
@@ -430,7 +432,7 @@ def test_signals_one_after_another_to_the_run_and_its_loader_workers_end_it_once
     assert torch.load(out / "checkpoints" / "interrupted.ckpt", weights_only=True)["global_step"] > 0
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), SIGNALS[::-1][: 2 if WHOLE else 1])
 def test_a_signal_during_the_final_scores_ends_the_run_and_resume_goes_on_from_there(tmp_path, signum, status):
     out = tmp_path / "run"
     arguments = ["shapes", *SMALL, "--limit-images", 100, "--epochs", 1, "--knn_every", 0, "--run", out]
