@@ -6,6 +6,7 @@ python scripts/release.py --tables                  # write the tables of both R
 """
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contrastneg.evaluate.results import ENCODER, PIXELS, RANDOM, read_evaluation
-from contrastneg.subjects import METADATA
+from contrastneg.subjects import METADATA, open_subject
 from contrastneg.writing import whole_file, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,30 +30,33 @@ HEAD = (
 LOCAL = ("data", "val", "root", "run")  # settings that hold paths of the machine it was trained on
 
 
-def release(run: Path, name: str, recipe: str, data: str) -> None:
+def release(run: Path, name: str, recipe: str, data: str, encoder: Path, scores: Path, step: int | None) -> None:
     """Write ``checkpoints/NAME.safetensors`` and ``NAME.json``.
 
     Args:
-        run: An evaluated run folder.
+        run: The run folder.
         name: Of the release.
         recipe: Its settings file.
         data: Address of its data, the same on every machine.
+        encoder: The weights: the run's own ``encoder.safetensors``, or one exported from a checkpoint of it.
+        scores: Folder of the evaluation of these weights.
+        step: The optimizer step that the weights are of; None: the last one.
     """
-    source = run / "encoder.safetensors"
-    with safe_open(source, "pt") as file:
+    with safe_open(encoder, "pt") as file:
         facts = json.loads(file.metadata()[METADATA])
-    evaluation = read_evaluation(next((run / "evaluation").iterdir()))
-    summary = json.loads((run / "summary.json").read_text())
+    evaluation = read_evaluation(scores)
     environment = json.loads((run / "environment.json").read_text())
     settings = yaml.safe_load((run / "config.yaml").read_text())
+    with (run / "metrics.csv").open(newline="") as file:
+        last = [row for row in csv.DictReader(file) if step is None or int(row["step"]) < step][-1]
     CHECKPOINTS.mkdir(exist_ok=True)
     with whole_file(CHECKPOINTS / f"{name}.safetensors") as partial:
-        save_file(load_file(source), partial, metadata={METADATA: json.dumps({**facts, "data": data})})
+        save_file(load_file(encoder), partial, metadata={METADATA: json.dumps({**facts, "data": data})})
     card = {
         "name": name,
-        "method": summary["method"],
+        "method": settings["method"]["class_path"],
         "backbone": facts["backbone"],
-        "parameters": summary["parameters"],
+        "parameters": sum(p.numel() for p in open_subject(str(encoder)).network.parameters()),
         "image_size": facts["views"]["size"],
         "mean": facts["views"]["mean"],
         "std": facts["views"]["std"],
@@ -60,8 +64,8 @@ def release(run: Path, name: str, recipe: str, data: str) -> None:
         "settings": {key: value for key, value in settings.items() if key not in LOCAL},
         "data": data,
         "data_fingerprints": {key: evaluation.context[f"{key}_fingerprint"] for key in ("bank", "queries")},
-        "train_seconds": summary["train_seconds"],
-        "images_per_second": summary["images_per_second"],
+        "epochs": f"{int(last['epoch']) + 1} of {settings['epochs']}",
+        "train_seconds": float(last["seconds"]),
         "seed": settings["seed"],
         "versions": {key: environment[key] for key in ("contrastneg", "torch", "python") if key in environment},
         "licence": "Apache-2.0 (the weights); the images are CIFAR-10's (Krizhevsky, 2009)",
@@ -98,7 +102,8 @@ def line(card: dict[str, Any]) -> str:
         return " / ".join(f"{found[features, protocol, 'top-1']:.1f}" for protocol in protocols)
 
     own = " | ".join(top1(ENCODER, protocol) for protocol in ("knn", "linear", "logistic"))
-    trained = f"{card['method']} | {card['data']} | {card['train_seconds'] / 60:.0f} min on two cores"
+    minutes = f"{card['train_seconds'] / 60:.0f} min on two cores, {card['epochs']} epochs"
+    trained = f"{card['method']} | {card['data']} | {minutes}"
     baselines = " | ".join(top1(name, "knn", "logistic") for name in (RANDOM, PIXELS))
     return f"| `{card['name']}` | {trained} | {own} | {baselines} |"
 
@@ -118,12 +123,17 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--recipe", default="")
     parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--encoder", type=Path, help="weights exported from a checkpoint of the run; default: its own")
+    parser.add_argument("--scores", type=Path, help="folder of their evaluation; default: the run's only one")
+    parser.add_argument("--step", type=int, help="optimizer step of the checkpoint; default: the last")
     parser.add_argument("--tables", action="store_true", help="only write the tables")
     options = parser.parse_args()
     if not options.tables:
         if options.run is None or options.name is None:
             parser.error("name a run and what its release is called")
-        release(options.run, options.name, options.recipe, options.data)
+        encoder = options.encoder or options.run / "encoder.safetensors"
+        scores = options.scores or next((options.run / "evaluation").iterdir())
+        release(options.run, options.name, options.recipe, options.data, encoder, scores, options.step)
     write_tables()
     return 0
 
