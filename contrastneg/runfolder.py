@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -314,7 +315,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, torch.serialization.pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        UnpicklingError,
+    ) as error:
         size = path.stat().st_size
         raise ValueError(
             f"checkpoint {path} cannot be read: its {size:,} bytes are damaged or no checkpoint"

@@ -120,7 +120,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         held: Any = torch.load(
             path, map_location="cpu", weights_only=True
         )  # no mmap: MoCo's files are of the old format
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        UnpicklingError,
+    ) as error:
         raise ValueError(f"{path} cannot be read as tensors of torch: it is damaged, or holds code") from error
     for holder in HOLDERS:
         if isinstance(held, Mapping) and isinstance(held.get(holder), Mapping):

@@ -171,3 +171,12 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="cannot be read"):
         read_foreign(tmp_path / "x.pt")
     assert not (tmp_path / "surprise").exists()
+
+
+@pytest.mark.parametrize("text", ["step,epoch\n9,0\n", "a", ".", "(", "{}", "\x80\x02"])
+def test_a_file_that_is_no_checkpoint_is_refused_whatever_it_holds(text: str, tmp_path: Path) -> None:
+    from contrastneg.weights import read_tensors
+
+    (tmp_path / "metrics.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="cannot be read as tensors of torch"):
+        read_tensors(tmp_path / "metrics.csv")

@@ -199,7 +199,7 @@ def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: li
     """At most so many images, and a note where that leaves some out."""
     if count is None or count >= len(source):
         return source
-    how = "at random" if source.labels is None else "equally many of each class"
+    how = "at random" if source.labels is None else "as equally many of each class as possible"
     notes.append(f"{count:,} of {len(source):,} images are {what}, {how}")
     return limit_images(source, count, seed)
 

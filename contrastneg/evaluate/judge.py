@@ -34,7 +34,23 @@ from contrastneg.writing import write_text
 
 TRAINED = ("augmented", "finetune")  # protocols that see images, not cached features
 TRANSFERRED = ("knn", "linear", "logistic")
-SAME = ("weights", "layer", "bank_fingerprint", "queries_fingerprint", "size", "mean", "std", "precision", "seed")
+SAME = (
+    "weights",
+    "layer",
+    "bank_fingerprint",
+    "queries_fingerprint",
+    "size",
+    "mean",
+    "std",
+    "precision",
+    "half",
+    "seed",
+)
+SAME_IN_WORDS = {
+    "bank_fingerprint": "training images",
+    "queries_fingerprint": "test images",
+    "half": "rounding of features",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -273,6 +289,7 @@ def context_of(
         "split": opened.queries.split,
         "classes": len(opened.bank.classes or []),
         "precision": config.precision,
+        "half": config.half,
         "seed": config.seed,
         "versions": {name: version(name) for name in ("contrastneg", "torch", "torchvision", "timm")},
     }
@@ -300,7 +317,7 @@ def earlier_scores(folder: Path, context: dict[str, Any], overwrite: bool) -> Ev
     if overwrite or not (folder / SUMMARY).exists():
         return None
     found = read_evaluation(folder)
-    differing = [name for name in SAME if found.context.get(name) != context[name]]
+    differing = [SAME_IN_WORDS.get(name, name) for name in SAME if found.context.get(name) != context[name]]
     if differing:
         raise ValueError(
             f"{folder} holds an evaluation with other {', '.join(differing)}: give --out for this one, or --overwrite"

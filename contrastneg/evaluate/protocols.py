@@ -146,6 +146,10 @@ def few_labels(judged: Judged, sheet: Sheet) -> None:
         settings = {"labels": len(rows), "regularisation": score.regularisation}
         sheet.share(f"{share:g} % of labels", "top-1", score.right, **settings)
         sheet.note(f"{share:g} % of labels", score.notes)
+        if len(rows) > 2 * share / 100 * int((judged.bank.labels >= 0).sum()):
+            sheet.note(
+                f"{share:g} % of labels", (f"one of each class are {len(rows)} labels, which is more than that",)
+            )
 
 
 def retrieval(judged: Judged, sheet: Sheet) -> None:
