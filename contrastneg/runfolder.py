@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,7 +28,7 @@ from contrastneg.data.archives import expand_braces
 from contrastneg.data.named import NAMED
 from contrastneg.divergence import check_weights
 from contrastneg.signals import Interrupted, Signals
-from contrastneg.writing import whole_file, write_text
+from contrastneg.writing import UNREADABLE, whole_file, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy")
 
@@ -315,16 +314,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         size = path.stat().st_size
         raise ValueError(
             f"checkpoint {path} cannot be read: its {size:,} bytes are damaged or no checkpoint"

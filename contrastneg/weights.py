@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from contrastneg.encoders import Backbone, build_backbone
+from contrastneg.writing import UNREADABLE
 
 RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
@@ -120,16 +120,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         held: Any = torch.load(
             path, map_location="cpu", weights_only=True
         )  # no mmap: MoCo's files are of the old format
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as tensors of torch: it is damaged, or holds code") from error
     for holder in HOLDERS:
         if isinstance(held, Mapping) and isinstance(held.get(holder), Mapping):

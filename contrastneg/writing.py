@@ -1,9 +1,13 @@
-"""Files that are whole or absent, and names that can be shown."""
+"""Files that are whole or absent, what tells that one is not, and names that can be shown."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, UnpicklingError)
+"""What torch.load raises for a file that is cut, damaged, or something else."""
 
 
 @contextmanager

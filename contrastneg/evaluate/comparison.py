@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from rich.table import Table
 
@@ -128,7 +129,8 @@ def difference(first: Evaluation, second: Evaluation, key: str) -> Difference | 
     own, other = (evaluation.values.get(f"{ENCODER}/{key}") for evaluation in (second, first))
     if own is None or other is None or own.shape != other.shape:
         return None
-    points, interval = paired_difference(torch.from_numpy(own).double(), torch.from_numpy(other).double())
+    both = np.isfinite(own) & np.isfinite(other)
+    points, interval = paired_difference(*(torch.from_numpy(values[both]).double() for values in (own, other)))
     return Difference(100 * points, Interval(*(100 * end for end in interval)))
 
 

@@ -162,6 +162,10 @@ def retrieval(judged: Judged, sheet: Sheet) -> None:
     for place, k in enumerate(score.recall):
         sheet.share("retrieval", f"Recall@{k}", score.found[:, place])
     sheet.share("retrieval", "MAP@R", score.precision)
+    for key in [key for key in sheet.values if key.startswith(f"{sheet.features}/retrieval ")]:
+        by_image = np.full(len(judged.queries.labels), np.nan)  # which were asked depends on the features, too
+        by_image[score.asked.numpy()] = sheet.values[key]
+        sheet.values[key] = by_image
     sheet.note("retrieval", score.notes)
 
 

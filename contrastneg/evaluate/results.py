@@ -72,7 +72,7 @@ class Evaluation:
     notes: list[str]
     """What a reader must know."""
     values: dict[str, np.ndarray] = field(default_factory=dict)
-    """One value per test image, by key: what paired comparisons need. ``position`` says which image."""
+    """One value per test image, by key: what paired comparisons need; NaN at images that a score left out."""
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -1,7 +1,6 @@
 """What ``contrastneg evaluate`` says on the terminal, and the pages that it leaves."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from contrastneg import distributed
@@ -35,5 +34,4 @@ def compare_runs(folders: Sequence[Path]) -> None:
         output.print(table_of_comparison(comparison))
         for note in comparison.notes:
             output.print(f"[yellow]note[/] {shown(note)}")
-    with suppress(OSError):  # a folder that cannot be written to: the tables were shown
-        output.print(shown(f"page {write_comparison(found, Path('comparison.html'))}"))
+    output.print(shown(f"page {write_comparison(found, Path('comparison.html'))}"))

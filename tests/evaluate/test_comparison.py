@@ -93,3 +93,10 @@ def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys, mo
     page = (tmp_path / "comparison.html").read_text()
     assert page.count("<svg") == 1
     assert re.search(r"hard: 60\.0 \[59\.0, 61\.0\] %", page)
+
+
+def test_only_images_that_both_runs_were_asked_about_are_paired():
+    from contrastneg.evaluate.comparison import difference
+
+    first, second = (evaluation(np.array(values)) for values in ([0.0, 1.0, np.nan, 0.5], [np.nan, 1.0, 0.0, 1.0]))
+    assert difference(first, second, "knn top-1").points == pytest.approx(25)
