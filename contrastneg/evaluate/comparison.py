@@ -130,7 +130,8 @@ def difference(first: Evaluation, second: Evaluation, key: str) -> Difference | 
     if own is None or other is None or own.shape != other.shape:
         return None
     both = np.isfinite(own) & np.isfinite(other)
-    points, interval = paired_difference(*(torch.from_numpy(values[both]).double() for values in (own, other)))
+    own, other = (torch.from_numpy(values[both]).double() for values in (own, other))
+    points, interval = paired_difference(own, other)
     return Difference(100 * points, Interval(*(100 * end for end in interval)))
 
 
