@@ -103,7 +103,7 @@ def test_mixes_of_one_part_are_the_originals(a):
 @pytest.mark.parametrize("keys_of", ["shared", "per query", "trained"])
 def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(keys_of):
     from contrastneg.negatives import MoCHi, Negatives
-    from contrastneg.negatives.mixes import draw
+    from contrastneg.negatives.mixes import draw, hardest_columns
 
     query, keys = unit(5, 8).requires_grad_(), unit(40, 8, seed=2)
     ids = torch.arange(100, 140)
@@ -116,7 +116,9 @@ def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(key
     found = MoCHi(pool=6, pair_mixes=30, query_mixes=7)(negatives, clock()).similarity[:, 40:]
 
     every = keys.detach().expand(5, 40, 8)
-    hardest = torch.einsum("bd,bkd->bk", query.detach(), every).topk(6, dim=1, sorted=False).indices
+    cosine = torch.einsum("bd,bkd->bk", query.detach(), every)
+    hardest = hardest_columns(cosine, None, 6)  # in the order in which the stage draws from them
+    assert_close(hardest.sort(dim=1).values, cosine.topk(6, dim=1).indices.sort(dim=1).values)
     draws, full = clock().generator("MoCHi"), torch.full((5,), 6)
     (x, y), a = draw(full, 30, 2, (0.0, 1.0), torch.double, draws)
     (z,), b = draw(full, 7, 1, (0.0, 0.5), torch.double, draws)
