@@ -18,6 +18,7 @@ queries would change, the candidates being the same. Work is done on the CPU, in
 of queries.
 """
 
+from contrastneg.analysis.cards import sampler_agreement, sampler_cards, usual_samplers
 from contrastneg.analysis.classes import EstimatedClasses, estimated_classes
 from contrastneg.analysis.consistency import (
     consistency_histogram,
@@ -57,6 +58,9 @@ __all__ = [
     "positive_wins",
     "proxy_accuracy",
     "rank_band",
+    "sampler_agreement",
+    "sampler_cards",
     "same_class_by_rank",
     "similarity_histogram",
+    "usual_samplers",
 ]

@@ -134,5 +134,8 @@ def test_queries_are_a_fair_sample():
 def test_every_name_is_documented_and_no_other_is_public():
     for name in analysis.__all__:
         assert getattr(analysis, name).__doc__
-    others = {"popularity", "rank_band", "hardness_agreement", "positive_wins", "estimated_classes", "EstimatedClasses"}
+    others = {
+        *("popularity", "rank_band", "hardness_agreement", "positive_wins", "estimated_classes", "EstimatedClasses"),
+        *("sampler_agreement", "sampler_cards", "usual_samplers"),
+    }
     assert {*ALL, *others} == set(analysis.__all__)
