@@ -31,16 +31,22 @@ from contrastneg.analysis.detectors import false_negative_detectors
 from contrastneg.analysis.estimates import negative_terms
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
+from contrastneg.analysis.laws import chain_mixing, exponent_sweep, partition_variance
+from contrastneg.analysis.margins import margin_shares
 from contrastneg.analysis.pairs import hard_confusion, rank_band, same_class_by_rank, similarity_histogram
 from contrastneg.analysis.proxy import matching_probability, positive_wins, proxy_accuracy
+from contrastneg.analysis.relations import background_effect, metadata_relations
 
 __all__ = [
     "EstimatedClasses",
+    "background_effect",
     "best_number",
+    "chain_mixing",
     "consistency_histogram",
     "difficulty_shares",
     "effective_negatives",
     "estimated_classes",
+    "exponent_sweep",
     "false_negative_detectors",
     "gradient_agreement",
     "gradient_shares",
@@ -51,16 +57,19 @@ __all__ = [
     "hardness_hits",
     "hubness",
     "k_occurrence",
+    "margin_shares",
     "matching_probability",
+    "metadata_relations",
     "negative_counts",
     "negative_terms",
+    "partition_variance",
     "popularity",
     "positive_wins",
     "proxy_accuracy",
     "rank_band",
+    "same_class_by_rank",
     "sampler_agreement",
     "sampler_cards",
-    "same_class_by_rank",
     "similarity_histogram",
     "usual_samplers",
 ]

@@ -19,8 +19,7 @@ from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
     Positives,
-    ask,
-    ask_by_class,
+    ask_either,
     check_above_0,
     check_share,
     place,
@@ -153,7 +152,7 @@ def sampler_cards(
     """
     check_above_0("temperature", temperature)
     check_share("hard", hard)
-    asked = _asked(embeddings, positives, labels, queries, seed)
+    asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
     bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
     tallies = {name: _Tally(bench) for name in samplers}
@@ -215,7 +214,7 @@ def sampler_agreement(
     """
     if len(samplers) < 2:
         raise ValueError(f"samplers has {len(samplers)}: give at least two to compare")
-    asked = _asked(embeddings, positives, labels, queries, seed)
+    asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
     bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
     pairs = list(combinations(samplers, 2))
@@ -495,12 +494,6 @@ def _agreement_row(asked: Asked, pair: tuple[str, str], found: Float64[Tensor, "
     value, error = mean(some) if len(some) else (found.new_full((2,), torch.nan), found.new_full((2,), torch.nan))
     names = {"sampler": [pair[0]], "other": pair[1]}
     return asked.table({**names, "jaccard": float(value[0]), "jaccard_se": float(error[0]), "chance": float(value[1])})
-
-
-def _asked(embeddings: Embeddings, positives: Positives, labels: Labels, queries: int, seed: int) -> Asked:
-    if labels is None:
-        return ask(embeddings, queries=queries, seed=seed, positives=positives)
-    return ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
 
 
 def _columns(columns: Mapping[str, Any] | None, asked: Asked) -> dict[str, Any]:

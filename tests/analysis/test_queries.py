@@ -136,6 +136,8 @@ def test_every_name_is_documented_and_no_other_is_public():
         assert getattr(analysis, name).__doc__
     others = {
         *("popularity", "rank_band", "hardness_agreement", "positive_wins", "estimated_classes", "EstimatedClasses"),
+        *("background_effect", "chain_mixing", "exponent_sweep", "margin_shares", "metadata_relations"),
+        *("partition_variance",),
         *("sampler_agreement", "sampler_cards", "usual_samplers"),
     }
     assert {*ALL, *others} == set(analysis.__all__)
