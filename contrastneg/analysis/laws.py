@@ -217,7 +217,8 @@ def chain_mixing(
 
 
 def _numbers(name: str, values: Any, images: int) -> Float64[Tensor, " N"]:
-    numbers = torch.as_tensor(np.array(values, dtype=np.float64))
+    plain = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
+    numbers = plain.double()
     if len(numbers) != images:
         raise ValueError(f"popularity has {len(numbers)} entries for {name} but there are {images} images")
     if not bool((numbers >= 0).all()):  # NaN is not
