@@ -32,6 +32,7 @@ from contrastneg.analysis.detectors import false_negative_detectors
 from contrastneg.analysis.estimates import negative_terms
 from contrastneg.analysis.graphs import same_class_by_hop, same_class_by_pagerank
 from contrastneg.analysis.hardness import difficulty_shares, effective_negatives, gradient_shares, hardness_bins
+from contrastneg.analysis.hierarchy import relatedness_by_hardness
 from contrastneg.analysis.hubness import hubness, k_occurrence, popularity
 from contrastneg.analysis.laws import chain_mixing, exponent_sweep, partition_variance
 from contrastneg.analysis.margins import margin_shares
@@ -72,6 +73,7 @@ __all__ = [
     "positive_wins",
     "proxy_accuracy",
     "rank_band",
+    "relatedness_by_hardness",
     "same_class_by_hop",
     "same_class_by_pagerank",
     "same_class_by_rank",

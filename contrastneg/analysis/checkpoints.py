@@ -227,8 +227,8 @@ class _Scored:
         false = torch.cat([same for _, _, same in parts]).flatten()
         query = np.arange(len(last.rows)).repeat(parts[0][0].shape[1])
         about = {"checkpoints": len(checkpoints), "temperature": temperature, "share": share}
-        moments = score.mean(dim=1), score.std(dim=1, correction=0)
-        return cls(last, query, false.numpy(), *(moment.numpy() for moment in moments), about)
+        average, deviation = score.mean(dim=1).numpy(), score.std(dim=1, correction=0).numpy()
+        return cls(last, query, false.numpy(), average, deviation, about)
 
     def tenths(self) -> np.ndarray:
         """Tenth of each pair by its mean score."""

@@ -65,7 +65,7 @@ def same_class_by_pagerank(
     found = torch.empty(len(asked.rows), 2, len(windows), dtype=torch.float64)
     done = 0
     for rows in asked.rows.split(BATCH):
-        score = _pagerank(moves, rows, follow, steps)
+        score = _pagerank(moves, len(asked.x), rows, follow, steps)
         image = hardest_first(score)
         there = score.gather(1, image) > -torch.inf
         same = asked.same_class(rows).gather(1, image) & there
@@ -130,7 +130,7 @@ def same_class_by_hop(
     found = torch.empty(len(asked.rows), 2, hops, dtype=torch.float64)
     done = 0
     for rows in asked.rows.split(BATCH):
-        hop = _hops(moves, rows, hops)
+        hop = _hops(moves, len(asked.x), rows, hops)
         same = asked.same_class(rows)
         for h in range(hops):
             here = hop == h + 1
@@ -168,23 +168,23 @@ def _moves(asked: Asked, neighbours: int) -> sparse.csr_matrix:
 def _pagerank(moves: sparse.csr_matrix, rows: Int64[Tensor, " b"], follow: float, steps: int) -> Float64[Tensor, "b N"]:
     """PageRank of each image for each query; -inf for the query itself and for images that are not reached."""
     own, column = rows.numpy(), np.arange(len(rows))
-    law = np.zeros((moves.shape[0], len(rows)))
+    law = np.zeros((images, len(rows)))
     law[own, column] = 1
     for _ in range(steps):
-        law = follow * (moves @ law)
+        law = np.asarray(follow * (moves @ law))
         law[own, column] += 1 - follow
     score = torch.from_numpy(np.ascontiguousarray(law.T))
     score[column, rows] = 0
     return score.masked_fill_(score == 0, -torch.inf)
 
 
-def _hops(moves: sparse.csr_matrix, rows: Int64[Tensor, " b"], hops: int) -> Int64[Tensor, "b N"]:
+def _hops(moves: sparse.csr_matrix, images: int, rows: Int64[Tensor, " b"], hops: int) -> Int64[Tensor, "b N"]:
     """Edges on the shortest path from each query to each image, 0 for itself and beyond the largest number."""
-    new = np.zeros((moves.shape[0], len(rows)))
+    new = np.zeros((images, len(rows)))
     new[rows.numpy(), np.arange(len(rows))] = 1
     seen, hop = new > 0, np.zeros(new.shape, dtype=np.int64)
     for number in range(1, hops + 1):
-        reached = (moves @ new > 0) & ~seen
+        reached = (np.asarray(moves @ new) > 0) & ~seen
         hop[reached] = number
         seen |= reached
         new = reached.astype(np.float64)

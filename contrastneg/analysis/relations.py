@@ -57,7 +57,7 @@ def metadata_relations(
     """
     check_above_0("temperature", temperature)
     asked = ask_either(embeddings, labels, queries=queries, seed=seed)
-    group = {name: _groups(name, column, len(embeddings))[asked.position] for name, column in columns.items()}
+    group = {name: column_groups(name, column, len(embeddings))[asked.position] for name, column in columns.items()}
     if not group:
         raise ValueError("columns is empty: give at least one column of metadata")
     names = [*group, "no relation", "all"]
@@ -65,7 +65,7 @@ def metadata_relations(
     done = 0
     for rows, cosine in asked.parts():
         others = cosine > -torch.inf
-        related = [_sharing(codes, rows) & others for codes in group.values()]
+        related = [sharing(codes, rows) & others for codes in group.values()]
         alone = others & ~torch.stack(related).any(dim=0)
         law = (cosine / temperature).softmax(dim=1)
         same = torch.zeros_like(others) if asked.label is None else asked.same_class(rows)
@@ -104,11 +104,11 @@ def background_effect(
         ValueError: Labels are missing, or no pair of two classes shares a place, or all do.
     """
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
-    code = _groups("place", place, len(embeddings))[asked.position]
+    code = column_groups("place", place, len(embeddings))[asked.position]
     parts = []
     for rows, cosine in asked.parts():
         others = (cosine > -torch.inf) & ~asked.same_class(rows) & (code >= 0) & (code[rows] >= 0)[:, None]
-        here = others & _sharing(code, rows)
+        here = others & sharing(code, rows)
         for_both = (here, others & ~here)
         plain = cosine.masked_fill(~others, 0)
         sums = [torch.stack([m.sum(1), (plain * m).sum(1), (plain.square() * m).sum(1)], dim=1) for m in for_both]
@@ -139,7 +139,17 @@ def background_effect(
     )
 
 
-def _groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]:
+def column_groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]:
+    """A number for each value of a column, -1 where there is none.
+
+    Args:
+        name: What the user calls it.
+        column: Its values.
+        images: How many there must be.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
     values = column if isinstance(column, Tensor) else np.asarray(column, dtype=object).tolist()
     if len(values) != images:
         raise ValueError(
@@ -148,7 +158,7 @@ def _groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]:
     return group_codes(values)
 
 
-def _sharing(code: Int64[Tensor, " N"], rows: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:
+def sharing(code: Int64[Tensor, " N"], rows: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:
     """Which images have each query's value."""
     own = code[rows][:, None]
     return (code == own) & (own >= 0)
