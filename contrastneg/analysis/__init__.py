@@ -27,6 +27,7 @@ from contrastneg.analysis.consistency import (
     hardness_consistency,
     hardness_hits,
 )
+from contrastneg.analysis.cost import whole_data_cost
 from contrastneg.analysis.counts import best_number, gradient_agreement, negative_counts
 from contrastneg.analysis.detectors import false_negative_detectors
 from contrastneg.analysis.estimates import negative_terms
@@ -83,4 +84,5 @@ __all__ = [
     "score_variance_claim",
     "similarity_histogram",
     "usual_samplers",
+    "whole_data_cost",
 ]

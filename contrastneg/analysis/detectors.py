@@ -132,17 +132,24 @@ def false_negative_detectors(
     if positives is not None:
         detectors.append(_support(_views(support, asked, len(embeddings)), top, support_threshold))
         detectors += [_above_positive(gap) for gap in gaps]
-    elif support is not None or gaps:
+    _check_asked(detectors, positives, support, gaps)
+    found = _tallies(asked, detectors, place(hard, asked.candidates))
+    return pd.concat(
+        [_row(asked, d, tally) for d, tally in zip(detectors, found, strict=True)], ignore_index=True
+    ).assign(base_rate=float(asked.base_rate().mean()), hard=hard)
+
+
+def _check_asked(
+    detectors: Sequence[_Detector], positives: Positives | None, support: Tensor | None, gaps: Sequence[float]
+) -> None:
+    """Refuse to do nothing, and what asks for positives without them."""
+    if positives is None and (support is not None or gaps):
         what = "gaps" if support is None else "support"
         raise ValueError(f"{what} is given but positives is None: give the second view of each image, too")
     if not detectors:
         raise ValueError(
             "no detector is asked for: give thresholds, shares, clusters, neighbours, columns or positives"
         )
-    found = _tallies(asked, detectors, place(hard, asked.candidates))
-    return pd.concat(
-        [_row(asked, d, tally) for d, tally in zip(detectors, found, strict=True)], ignore_index=True
-    ).assign(base_rate=float(asked.base_rate().mean()), hard=hard)
 
 
 def _above(threshold: float) -> _Detector:

@@ -1,6 +1,7 @@
 """False negatives in the graph of nearest images: by rank of personalised PageRank, and by hops from the query."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,23 +74,10 @@ def same_class_by_pagerank(
         found[done : done + len(rows)] = torch.stack(both, dim=1)
         done += len(rows)
     used = found[:, 0].sum(dim=0) > 0
-    reached, false = found[:, :, used].unbind(dim=1)
     first, after = torch.tensor(windows)[used].unbind(dim=1)
-    base = float(asked.base_rate().mean())
-    rate, error = ratio(false, reached)
-    return asked.table(
-        {
-            "first": first + 1,
-            "last": after,
-            "reached": reached.mean(dim=0),
-            **columns_of("rate", (rate, error)),
-            "base_rate": base,
-            **columns_of("lift", (rate / base, error / base)),
-            "neighbours": neighbours,
-            "follow": follow,
-            "steps": steps,
-        }
-    )
+    ranks = {"first": first + 1, "last": after}
+    about = {"neighbours": neighbours, "follow": follow, "steps": steps}
+    return asked.table({**ranks, **_rates(asked, found[:, :, used]), **about})
 
 
 def same_class_by_hop(
@@ -139,20 +127,19 @@ def same_class_by_hop(
             ).double()
         done += len(rows)
     used = found[:, 0].sum(dim=0) > 0
-    reached, false = found[:, :, used].unbind(dim=1)
-    base = asked.base_rate()
+    of_class = asked.base_rate()[:, None] * asked.candidates
+    recall = columns_of("recall", mean(found[:, 1, used] / of_class))
+    hop = torch.arange(1, hops + 1)[used]
+    return asked.table({"hop": hop, **_rates(asked, found[:, :, used]), **recall, "neighbours": neighbours})
+
+
+def _rates(asked: Asked, found: Float64[Tensor, "Q 2 rows"]) -> dict[str, Any]:
+    """Candidates that are reached, and the rate and lift of those of the query's class among them."""
+    reached, false = found.unbind(dim=1)
+    base = float(asked.base_rate().mean())
     rate, error = ratio(false, reached)
-    return asked.table(
-        {
-            "hop": torch.arange(1, hops + 1)[used],
-            "reached": reached.mean(dim=0),
-            **columns_of("rate", (rate, error)),
-            **columns_of("lift", (rate / base.mean(), error / base.mean())),
-            **columns_of("recall", mean(false / (base[:, None] * asked.candidates))),
-            "base_rate": float(base.mean()),
-            "neighbours": neighbours,
-        }
-    )
+    measured = {**columns_of("rate", (rate, error)), **columns_of("lift", (rate / base, error / base))}
+    return {"reached": reached.mean(dim=0), **measured, "base_rate": base}
 
 
 def _moves(asked: Asked, neighbours: int) -> sparse.csr_matrix:
@@ -165,7 +152,9 @@ def _moves(asked: Asked, neighbours: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.full(edges.size, 1 / neighbours), (edges.ravel(), origin)), shape=(n, n))
 
 
-def _pagerank(moves: sparse.csr_matrix, rows: Int64[Tensor, " b"], follow: float, steps: int) -> Float64[Tensor, "b N"]:
+def _pagerank(
+    moves: sparse.csr_matrix, images: int, rows: Int64[Tensor, " b"], follow: float, steps: int
+) -> Float64[Tensor, "b N"]:
     """PageRank of each image for each query; -inf for the query itself and for images that are not reached."""
     own, column = rows.numpy(), np.arange(len(rows))
     law = np.zeros((images, len(rows)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
 from contrastneg.analysis.errors import columns_of, mean, ratio
-from contrastneg.analysis.queries import Embeddings, ask_by_class
+from contrastneg.analysis.queries import Asked, Embeddings, ask_by_class
 
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.02, 2.0, 24))
 
@@ -55,20 +55,7 @@ def margin_shares(
         if not -1 <= margin <= 1:
             raise ValueError(f"margins has {margin}: give cosines from -1 to 1")
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
-    counts = torch.empty(len(asked.rows), len(margins), 2, dtype=torch.float64)
-    softmax = torch.empty(len(asked.rows), len(TEMPERATURES), 2, dtype=torch.float64)
-    done = 0
-    for rows, cosine in asked.parts():
-        same = asked.same_class(rows)
-        for place, margin in enumerate(margins):
-            active = cosine > margin
-            pair = torch.stack([active.sum(dim=1), (active & same).sum(dim=1)], dim=1)
-            counts[done : done + len(rows), place] = pair.double()
-        for place, temperature in enumerate(TEMPERATURES):
-            law = (cosine / temperature).softmax(dim=1)
-            pair = [torch.special.entr(law).sum(dim=1).exp(), (law * same).sum(dim=1)]
-            softmax[done : done + len(rows), place] = torch.stack(pair, dim=1)
-        done += len(rows)
+    counts, softmax = _acting(asked, margins)
     base = asked.base_rate()[:, None]
     active, false = counts.unbind(dim=2)
     temperature, share = _matched(active.mean(dim=0), *softmax.mean(dim=0).unbind(dim=1))
@@ -84,6 +71,27 @@ def margin_shares(
             "base_rate": float(base.mean()),
         }
     )
+
+
+def _acting(
+    asked: Asked, margins: Sequence[float]
+) -> tuple[Float64[Tensor, "Q margins 2"], Float64[Tensor, "Q temperatures 2"]]:
+    """Candidates above each margin and the false among them; effective number and share on false ones of each softmax."""
+    counts = torch.empty(len(asked.rows), len(margins), 2, dtype=torch.float64)
+    softmax = torch.empty(len(asked.rows), len(TEMPERATURES), 2, dtype=torch.float64)
+    done = 0
+    for rows, cosine in asked.parts():
+        same = asked.same_class(rows)
+        for place, margin in enumerate(margins):
+            active = cosine > margin
+            pair = torch.stack([active.sum(dim=1), (active & same).sum(dim=1)], dim=1)
+            counts[done : done + len(rows), place] = pair.double()
+        for place, temperature in enumerate(TEMPERATURES):
+            law = (cosine / temperature).softmax(dim=1)
+            pair = [torch.special.entr(law).sum(dim=1).exp(), (law * same).sum(dim=1)]
+            softmax[done : done + len(rows), place] = torch.stack(pair, dim=1)
+        done += len(rows)
+    return counts, softmax
 
 
 def _matched(

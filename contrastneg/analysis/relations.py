@@ -105,15 +105,7 @@ def background_effect(
     """
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
     code = column_groups("place", place, len(embeddings))[asked.position]
-    parts = []
-    for rows, cosine in asked.parts():
-        others = (cosine > -torch.inf) & ~asked.same_class(rows) & (code >= 0) & (code[rows] >= 0)[:, None]
-        here = others & sharing(code, rows)
-        for_both = (here, others & ~here)
-        plain = cosine.masked_fill(~others, 0)
-        sums = [torch.stack([m.sum(1), (plain * m).sum(1), (plain.square() * m).sum(1)], dim=1) for m in for_both]
-        parts.append(torch.cat(sums, dim=1))
-    found = torch.cat(parts)  # (Q, pairs, sum and sum of squares here, and elsewhere)
+    found = _sums_by_place(asked, code)
     pairs_here, here, squares_here, pairs_else, elsewhere, squares_else = found.sum(dim=0)
     if not pairs_here or not pairs_else:
         raise ValueError(
@@ -122,9 +114,11 @@ def background_effect(
     means = [ratio(found[:, 1], found[:, 0]), ratio(found[:, 4], found[:, 3])]
     spread = squares_here - here**2 / pairs_here + squares_else - elsewhere**2 / pairs_else
     pooled = float((spread / (pairs_here + pairs_else)).sqrt())
-    influence = (found[:, 1] - found[:, 0] * means[0][0]) / pairs_here - (
-        found[:, 4] - found[:, 3] * means[1][0]
-    ) / pairs_else
+    at_here, at_else = (
+        (found[:, at + 1] - found[:, at] * value) / found[:, at].sum()
+        for at, (value, _) in zip((0, 3), means, strict=True)
+    )
+    influence = at_here - at_else
     error = float((len(found) / max(1, len(found) - 1) * influence.square().sum()).sqrt())
     values = {**columns_of("here", means[0]), **columns_of("elsewhere", means[1])}
     return asked.table(
@@ -137,6 +131,21 @@ def background_effect(
             "pairs_elsewhere": float(pairs_else) / len(found),
         }
     )
+
+
+def _sums_by_place(asked: Asked, code: Int64[Tensor, " N"]) -> Float64[Tensor, "Q 6"]:
+    """Pairs of two classes of each query, sum and sum of squares of their cosines: of one place, then of two."""
+    parts = []
+    for rows, cosine in asked.parts():
+        others = (cosine > -torch.inf) & ~asked.same_class(rows) & (code >= 0) & (code[rows] >= 0)[:, None]
+        here = others & sharing(code, rows)
+        plain = cosine.masked_fill(~others, 0)
+        sums = [
+            torch.stack([mask.sum(dim=1), (plain * mask).sum(dim=1), (plain.square() * mask).sum(dim=1)], dim=1)
+            for mask in (here, others & ~here)
+        ]
+        parts.append(torch.cat(sums, dim=1))
+    return torch.cat(parts)
 
 
 def column_groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]:
