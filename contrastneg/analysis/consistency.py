@@ -19,7 +19,7 @@ from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
     ask,
-    ask_by_class,
+    ask_either,
     check_share,
     hardest_first,
     place,
@@ -193,11 +193,7 @@ def hardness_agreement(
 
 def _hits(embeddings: Embeddings, labels: Labels, share: float, queries: int, seed: int) -> _Hits:
     check_share("share", share)
-    asked = (
-        ask(embeddings, queries=queries, seed=seed)
-        if labels is None
-        else ask_by_class(embeddings, labels, queries=queries, seed=seed)
-    )
+    asked = ask_either(embeddings, labels, queries=queries, seed=seed)
     count, trials = torch.zeros(2, len(asked.x), dtype=torch.long)
     expected = torch.zeros(len(asked.x), dtype=torch.float64)
     for rows, cosine in asked.parts():

@@ -25,6 +25,7 @@ from contrastneg.analysis.queries import (
 from contrastneg.negatives.adaptive import best_count
 from contrastneg.randomness import generator
 
+Mass = Literal["plain", "preserve"]
 STEP = 1e-4  # of the slopes of the best number, in probability
 
 
@@ -84,22 +85,14 @@ def negative_counts(
     beaten = torch.cat([_beaten_true(asked, rows, cosine) for rows, cosine in asked.parts()])
     masses = torch.cat(list(_masses(asked, numbers, temperature, seed)))  # (Q, counts, true and false)
     hard_of, clean_of = 1 - beaten[:, None] ** power, (1 - asked.base_rate())[:, None] ** power
-    hard, clean = mean(hard_of), mean(clean_of)
-    worth = clean[0] - penalty * (1 - clean[0])
-    # what each query adds to a product of two means
-    v = hard[0] * worth, mean(worth * hard_of + (1 + penalty) * hard[0] * clean_of)[1]
-    return asked.table(
-        {
-            "negatives": numbers,
-            **columns_of("hard", hard),
-            **columns_of("clean", clean),
-            **columns_of("false_mass", mean(masses[..., 1] / masses.sum(dim=2))),
-            **columns_of("v_reconstruction", v),
-            **columns_of("v_gradient", mean(masses[..., 0] - penalty * masses[..., 1])),
-            "temperature": temperature,
-            "penalty": penalty,
-        }
-    )
+    columns = {
+        **columns_of("hard", mean(hard_of)),
+        **columns_of("clean", mean(clean_of)),
+        **columns_of("false_mass", mean(masses[..., 1] / masses.sum(dim=2))),
+        **columns_of("v_reconstruction", _worth(hard_of, clean_of, penalty)),
+        **columns_of("v_gradient", mean(masses[..., 0] - penalty * masses[..., 1])),
+    }
+    return asked.table({"negatives": numbers, **columns, "temperature": temperature, "penalty": penalty})
 
 
 def gradient_agreement(
@@ -146,18 +139,14 @@ def gradient_agreement(
         raise ValueError(f"draws is {draws}: a variance needs at least 2")
     asked = ask(embeddings, queries=queries, seed=seed, positives=positives)
     numbers = counts_up_to(counts, asked.candidates)
-    masses: tuple[Literal["plain", "preserve"], ...] = ("plain", "preserve")
-    parts: dict[str, list[Tensor]] = {mass: [] for mass in masses}
+    masses: tuple[Mass, ...] = ("plain", "preserve")
+    parts: dict[Mass, list[Tensor]] = {mass: [] for mass in masses}
     for rows, cosine in asked.parts():
         sums = torch.stack([_sums_of_first(asked, rows, cosine, numbers, temperature, (seed, d)) for d in range(draws)])
         every = _sums_of_first(asked, rows, cosine, [asked.candidates], temperature, (seed, 0))
+        whole = _gradient(asked, rows, every, torch.ones(1), temperature)
         for mass in masses:
-            omega = (
-                asked.candidates / torch.tensor(numbers, dtype=torch.float64) if mass == "preserve" else torch.ones(1)
-            )
-            found, whole = (
-                _gradient(asked, rows, s, w, temperature) for s, w in ((sums, omega), (every, torch.ones(1)))
-            )
+            found = _gradient(asked, rows, sums, _omega(mass, numbers, asked.candidates), temperature)
             parts[mass].append(_agreement(found, whole))
     tables = []
     for mass in masses:
@@ -222,6 +211,15 @@ def best_number(
     )
 
 
+def _worth(
+    hard_of: Float64[Tensor, "Q counts"], clean_of: Float64[Tensor, "Q counts"], penalty: float
+) -> tuple[Float64[Tensor, " counts"], Float64[Tensor, " counts"]]:
+    """v of each number of negatives and its error, from what each query adds to a product of two means."""
+    hard, clean = hard_of.mean(dim=0), clean_of.mean(dim=0)
+    worth = clean - penalty * (1 - clean)
+    return hard * worth, mean(worth * hard_of + (1 + penalty) * hard * clean_of)[1]
+
+
 def _beaten_true(asked: Asked, rows: Int64[Tensor, " b"], cosine: Float64[Tensor, "b N"]) -> Float64[Tensor, " b"]:
     """Share of each query's true negatives that are at most as similar as its positive."""
     true = ~asked.same_class(rows)
@@ -281,6 +279,11 @@ def _gradient(
     pushed = sums[..., :-1] / total[..., None]
     pulled = (sums[..., -1] / total)[..., None] * asked.second[rows].double()  # 1 - P+ without cancellation
     return (pushed - pulled) / temperature
+
+
+def _omega(mass: Mass, numbers: list[int], candidates: int) -> Tensor:
+    """Weight of each negative where there are so many."""
+    return torch.ones(1) if mass == "plain" else candidates / torch.tensor(numbers, dtype=torch.float64)
 
 
 def _agreement(

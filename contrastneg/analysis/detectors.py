@@ -21,8 +21,10 @@ from contrastneg.analysis.queries import (
     hardest_first,
     place,
 )
+from contrastneg.analysis.relations import Column, column_groups, sharing
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives.core import Clock, Negatives
+from contrastneg.negatives.graph import knn_graph
 from contrastneg.negatives.support import resembling
 from contrastneg.pseudolabels import accepted, kmeans
 from contrastneg.randomness import derive_seed
@@ -45,6 +47,7 @@ class _Detector:
     name: str
     find: Callable[[_Seen], Bool[Tensor, "b N"]]
     settings: Mapping[str, float] = field(default_factory=dict)
+    column: str = ""
 
 
 def false_negative_detectors(
@@ -59,6 +62,9 @@ def false_negative_detectors(
     support: Float[Tensor, "M S D"] | None = None,
     top: int = 10,
     support_threshold: float = 0.7,
+    gaps: Sequence[float] = (),
+    neighbours: Sequence[int] = (),
+    columns: Mapping[str, Column] | None = None,
     hard: float = 0.05,
     queries: int = QUERIES,
     seed: int = 0,
@@ -74,6 +80,10 @@ def false_negative_detectors(
                      margin of cosines, as in :class:`contrastneg.negatives.SameCluster`)
     support views    among the ``top`` most similar to any view of the query's image and above ``support_threshold`` (FNC,
                      arXiv:2011.11765); with ``positives`` and ``support`` only
+    above positive   :math:`s_{ij} > s_{i+} - g`, for each g of ``gaps``: what adaptive hardness passes over (survey
+                     reference [90]; a reconstruction, see :class:`contrastneg.negatives.GapSubset`); with ``positives``
+    mutual           query and candidate are each among the k nearest of the other, for each k of ``neighbours``
+    metadata         the same value in a column, for each of ``columns``
     ================ ==============================================================================================
 
     For candidates found D, false negatives F and the hardest share H of each query, summed over queries,
@@ -93,14 +103,18 @@ def false_negative_detectors(
         support: Embeddings of S further views of each image; without them query and positive are the views.
         top: Candidates that support views find at most per query, at least 1.
         support_threshold: Cosine above which support views find.
+        gaps: Each g, in cosine.
+        neighbours: Each k, at least 1 and at most all candidates.
+        columns: Values of metadata for each image by the name of the column; -1, NaN, None and False stand for none.
         hard: The hardest candidates, whose loss counts, as a share of all, rounded up; between 0 and 1.
         queries: How many are asked at most.
         seed: Of the draw of queries and of the clusters' starts.
 
     Returns:
-        One row per detector and setting: ``detector``; ``threshold``, ``alpha``, ``clusters``, ``acceptance``, ``top``, NaN
-        where the detector has no such setting; ``found`` per query; ``precision``, ``recall``, ``left`` and ``hard_lost``,
-        each with its standard error over queries, ``..._se``; ``base_rate``, the precision of chance; ``hard``.
+        One row per detector and setting: ``detector``; ``threshold``, ``alpha``, ``clusters``, ``acceptance``, ``top``,
+        ``gap``, ``neighbours``, NaN where the detector has no such setting; ``column``, "" where none; ``found`` per query;
+        ``precision``, ``recall``, ``left`` and ``hard_lost``, each with its standard error over queries, ``..._se``;
+        ``base_rate``, the precision of chance; ``hard``.
 
     Raises:
         ValueError: Labels are missing, support comes without positives or not for all images, there are more clusters than
@@ -112,17 +126,30 @@ def false_negative_detectors(
         *(_above(threshold) for threshold in thresholds),
         *(_quantile(share, asked.candidates) for share in shares),
         *(detector for number in clusters for detector in _clusters(asked, number, acceptance, seed)),
+        *(_mutual(asked, number) for number in neighbours),
+        *(_metadata(asked, name, column, len(embeddings)) for name, column in (columns or {}).items()),
     ]
     if positives is not None:
         detectors.append(_support(_views(support, asked, len(embeddings)), top, support_threshold))
-    elif support is not None:
-        raise ValueError("support is given but positives is None: give the second view of each image, too")
-    if not detectors:
-        raise ValueError("no detector is asked for: give thresholds, shares, clusters or positives")
+        detectors += [_above_positive(gap) for gap in gaps]
+    _check_asked(detectors, positives, support, gaps)
     found = _tallies(asked, detectors, place(hard, asked.candidates))
     return pd.concat(
         [_row(asked, d, tally) for d, tally in zip(detectors, found, strict=True)], ignore_index=True
     ).assign(base_rate=float(asked.base_rate().mean()), hard=hard)
+
+
+def _check_asked(
+    detectors: Sequence[_Detector], positives: Positives | None, support: Tensor | None, gaps: Sequence[float]
+) -> None:
+    """Refuse to do nothing, and what asks for positives without them."""
+    if positives is None and (support is not None or gaps):
+        what = "gaps" if support is None else "support"
+        raise ValueError(f"{what} is given but positives is None: give the second view of each image, too")
+    if not detectors:
+        raise ValueError(
+            "no detector is asked for: give thresholds, shares, clusters, neighbours, columns or positives"
+        )
 
 
 def _above(threshold: float) -> _Detector:
@@ -170,6 +197,31 @@ def _support(views: Float[Tensor, "N S D"], top: int, threshold: float) -> _Dete
     return _Detector("support views", find, {"threshold": threshold, "top": top})
 
 
+def _above_positive(gap: float) -> _Detector:
+    def find(seen: _Seen) -> Bool[Tensor, "b N"]:
+        return seen.cosine > seen.asked.positive(seen.rows)[:, None] - gap
+
+    return _Detector("above positive", find, {"gap": gap})
+
+
+def _mutual(asked: Asked, number: int) -> _Detector:
+    if not 1 <= number <= asked.candidates:
+        raise ValueError(f"neighbours has {number} but a query has {asked.candidates} candidates: give 1 to that")
+    graph = knn_graph(asked.x, number, mutual=True)[0]
+
+    def find(seen: _Seen) -> Bool[Tensor, "b N"]:
+        near = graph[seen.rows]
+        found = torch.zeros(seen.cosine.shape, dtype=torch.uint8)
+        return found.scatter_reduce_(1, near.clamp(min=0), (near >= 0).to(torch.uint8), "amax").bool()
+
+    return _Detector("mutual", find, {"neighbours": number})
+
+
+def _metadata(asked: Asked, name: str, column: Column, images: int) -> _Detector:
+    code = column_groups(name, column, images)[asked.position]
+    return _Detector("metadata", lambda seen: sharing(code, seen.rows) & (seen.cosine > -torch.inf), column=name)
+
+
 def _views(support: Tensor | None, asked: Asked, images: int) -> Float[Tensor, "N S D"]:
     """Unit support views of the images that are compared; none for each without any."""
     if support is None:
@@ -201,7 +253,7 @@ def _tallies(asked: Asked, detectors: list[_Detector], hardest: int) -> Float64[
 def _row(asked: Asked, detector: _Detector, tally: Float64[Tensor, "Q 6"]) -> pd.DataFrame:
     found, hits, false, hard_found, hard, rest = tally.unbind(dim=1)
     settings = {name: detector.settings.get(name, float("nan")) for name in _SETTINGS}
-    columns = {"detector": [detector.name], **settings, "found": float(found.mean())}
+    columns = {"detector": [detector.name], **settings, "column": detector.column, "found": float(found.mean())}
     shares = {
         "precision": (hits, found),
         "recall": (hits, false),
@@ -214,4 +266,4 @@ def _row(asked: Asked, detector: _Detector, tally: Float64[Tensor, "Q 6"]) -> pd
     return asked.table(columns)
 
 
-_SETTINGS = ("threshold", "alpha", "clusters", "acceptance", "top")
+_SETTINGS = ("threshold", "alpha", "clusters", "acceptance", "top", "gap", "neighbours")

@@ -46,6 +46,7 @@ def negative_terms(
     class_priors: Sequence[float] | None = None,
     beta: float = 1.0,
     clusters: EstimatedClasses | None = None,
+    size_groups: int = 1,
     queries: int = QUERIES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -74,11 +75,14 @@ def negative_terms(
         class_priors: Each :math:`\tau` in [0, 1); none takes the share of candidates that are of the query's class.
         beta: Tilt of the hard-weighted estimate in units of 1 / t, at least 0.
         clusters: Clusters, one per image; none leaves the cluster-eliminated estimate out.
+        size_groups: Parts into which queries are cut by the size of their class, small classes first, as even as classes
+            allow: estimates err otherwise for rare classes than for frequent ones. At least 1.
         queries: How many are asked at most.
         seed: Of the draw of queries.
 
     Returns:
-        One row per estimate and prior: ``estimate``; ``target``, what it is compared with; ``class_prior``, NaN where it has
+        One row per part, estimate and prior: ``size_group`` from 0; ``smallest`` and ``largest`` class in it, in images;
+        ``group_queries``; ``estimate``; ``target``, what it is compared with; ``class_prior``, NaN where it has
         none; ``term``, the mean of g; ``log_error``, ``relative_error``, ``gradient_cosine``, each with its standard error
         over queries, ``..._se``; ``floored``, share of queries at the floor of a debiased estimate; ``temperature``, ``beta``.
 
@@ -86,6 +90,7 @@ def negative_terms(
         ValueError: Labels are missing, positives or clusters are not as many as images, or a number is out of range.
     """
     check_above_0("temperature", temperature)
+    check_above_0("size_groups", size_groups)
     if beta < 0:
         raise ValueError(f"beta is {beta}: give at least 0")
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
@@ -94,6 +99,19 @@ def negative_terms(
     if not all(0 <= prior < 1 for prior in priors):
         raise ValueError(f"class_priors is {priors}: give numbers of at least 0 and below 1")
     rows = _rows(priors, clustered=cluster_of is not None)
+    found = _found(asked, rows, cluster_of, temperature, beta)
+    tables = [
+        _table(asked, row, part[members], size)
+        for members, size in _size_groups(asked, size_groups)
+        for row, part in zip(rows, found, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True).assign(temperature=temperature, beta=beta)
+
+
+def _found(
+    asked: Asked, rows: list[_Row], cluster_of: Int64[Tensor, " N"] | None, temperature: float, beta: float
+) -> list[Float64[Tensor, "Q 5"]]:
+    """What each estimate comes to for each query, see :func:`_compared`."""
     parts: list[list[Tensor]] = [[] for _ in rows]
     for queries_now, cosine in asked.parts():
         terms = _Terms(asked, queries_now, cosine, cluster_of, temperature, beta)
@@ -102,8 +120,20 @@ def negative_terms(
         }
         for row, found in zip(rows, parts, strict=True):
             found.append(_compared(terms.measured(row.term(terms)), truth[row.target]))
-    tables = [_table(asked, row, torch.cat(found)) for row, found in zip(rows, parts, strict=True)]
-    return pd.concat(tables, ignore_index=True).assign(temperature=temperature, beta=beta)
+    return [torch.cat(found) for found in parts]
+
+
+def _size_groups(asked: Asked, number: int) -> list[tuple[Bool[Tensor, " Q"], dict[str, int]]]:
+    """Queries of each part by the size of their class; classes of one size are in one part."""
+    size = asked.labels.bincount()[asked.labels[asked.rows]]
+    place = (torch.searchsorted(size.sort().values, size) * number).div(len(size), rounding_mode="floor")
+    groups = []
+    for group in place.unique().tolist():
+        members = place == group
+        smallest, largest = (int(end) for end in size[members].aminmax())
+        about = {"size_group": group, "smallest": smallest, "largest": largest, "group_queries": int(members.sum())}
+        groups.append((members, about))
+    return groups
 
 
 class _Terms:
@@ -197,9 +227,9 @@ def _compared(found: tuple[Tensor, Tensor, Tensor], truth: tuple[Tensor, Tensor,
     return torch.stack(columns, dim=1)
 
 
-def _table(asked: Asked, row: _Row, found: Float64[Tensor, "Q 5"]) -> pd.DataFrame:
+def _table(asked: Asked, row: _Row, found: Float64[Tensor, "q 5"], group: dict[str, int]) -> pd.DataFrame:
     values, errors = (part.tolist() for part in mean(found))
-    columns = {"estimate": [row.estimate], "target": row.target, "class_prior": row.class_prior}
+    columns = {"estimate": [row.estimate], "target": row.target, "class_prior": row.class_prior, **group}
     names = ("term", "log_error", "relative_error", "gradient_cosine")
     for name, value, error in zip(names, values, errors, strict=False):
         columns |= {name: value, f"{name}_se": error}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -68,7 +69,7 @@ def hardness_bins(
     base = asked.base_rate()[:, None]
     return asked.table(
         {
-            **_bin_columns(edges, bins),
+            **bin_columns(edges, bins),
             **columns_of("rate", mean(found / size)),
             "base_rate": float(base.mean()),
             **columns_of("lift", ratio(found / size, base)),
@@ -115,7 +116,7 @@ def gradient_shares(
             sums.append(sums_by_bin((cosine / temperature).softmax(dim=1), bins))
     tables = []
     for sums, temperature in zip(parts, temperatures, strict=True):
-        columns = {"temperature": temperature, **_bin_columns(edges, bins)}
+        columns = {"temperature": temperature, **bin_columns(edges, bins)}
         tables.append(asked.table({**columns, **columns_of("share", mean(torch.cat(sums)))}))
     return pd.concat(tables, ignore_index=True)
 
@@ -162,16 +163,18 @@ def difficulty_shares(
     positives: Positives,
     *,
     margin: float = 0.2,
+    reference: Literal["positive", "same class"] = "positive",
     queries: int = QUERIES,
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Shares of false, hard and easy negatives, as they can be measured.
 
-    ======== ============================================================
+    ======== =====================================================================================================
     false    of the query's class
-    hard     of another class, and :math:`s_{ij} > s_{i+} - margin`
+    hard     of another class, and :math:`s_{ij} > s_{i+} - margin`; with reference "same class" above the median
+             cosine of the query's class instead, whatever the margin
     easy     the rest
-    ======== ============================================================
+    ======== =====================================================================================================
 
     Ours: the survey speaks of such shares without defining them.
 
@@ -180,11 +183,13 @@ def difficulty_shares(
         labels: Their classes.
         positives: Positives of a second view of each image, row by row: the positive of each query.
         margin: In cosine.
+        reference: What a hard candidate is compared with.
         queries: How many are asked at most.
         seed: Of the draw of queries.
 
     Returns:
-        Three rows: ``kind``, ``share`` of all candidates and its standard error over queries, ``share_se``; ``margin``.
+        Three rows: ``kind``, ``share`` of all candidates and its standard error over queries, ``share_se``; ``margin``,
+        NaN where none is; ``reference``.
 
     Raises:
         ValueError: Labels are missing, or positives are not as many as images.
@@ -193,11 +198,16 @@ def difficulty_shares(
     counts = []
     for rows, cosine in asked.parts():
         same = asked.same_class(rows)
-        hard = (cosine > asked.positive(rows)[:, None] - margin) & ~same
+        if reference == "positive":
+            bar = asked.positive(rows)[:, None] - margin
+        else:
+            bar = cosine.masked_fill(~same, torch.nan).nanquantile(0.5, dim=1, keepdim=True)
+        hard = (cosine > bar) & ~same
         counts.append(torch.stack([same.sum(dim=1), hard.sum(dim=1)], dim=1))
     false, hard = (torch.cat(counts).double() / asked.candidates).unbind(dim=1)
     shares = mean(torch.stack([false, hard, 1 - false - hard], dim=1))
-    return asked.table({"kind": ["false", "hard", "easy"], "margin": margin, **columns_of("share", shares)})
+    kinds = {"kind": ["false", "hard", "easy"], "margin": margin if reference == "positive" else torch.nan}
+    return asked.table({**kinds, "reference": reference, **columns_of("share", shares)})
 
 
 def bin_ranks(edges: Sequence[float], candidates: int) -> list[tuple[int, int]]:
@@ -214,7 +224,13 @@ def bin_ranks(edges: Sequence[float], candidates: int) -> list[tuple[int, int]]:
     return bins
 
 
-def _bin_columns(edges: Sequence[float], bins: list[tuple[int, int]]) -> dict[str, list[float] | list[int]]:
+def bin_columns(edges: Sequence[float], bins: list[tuple[int, int]]) -> dict[str, list[float] | list[int]]:
+    """Where each bin begins and ends in shares of the ranking, and how many candidates it has.
+
+    Args:
+        edges: Shares at which one bin ends and the next begins.
+        bins: Their ranks, see :func:`bin_ranks`.
+    """
     sizes = [last - first for first, last in bins]
     return {"lower": [0.0, *edges], "upper": [*edges, 1.0], "candidates": sizes}
 

@@ -130,7 +130,7 @@ def same_class_by_rank(
         ValueError: Labels are missing.
     """
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
-    windows = list(pairwise(_window_starts(asked.candidates)))
+    windows = list(pairwise(window_starts(asked.candidates)))
     found = torch.cat(
         [sums_by_bin(asked.same_class(rows).gather(1, image), windows) for rows, _, image in asked.ordered()]
     )
@@ -160,7 +160,7 @@ def rank_band(curve: pd.DataFrame, lifts: Sequence[float] = (2.0, 1.1)) -> pd.Da
     return pd.DataFrame({"lift": list(lifts), "rank": ranks, **about})
 
 
-def _window_starts(candidates: int) -> list[int]:
+def window_starts(candidates: int) -> list[int]:
     """Ranks from 0 at which windows begin, and the end of the last one."""
     starts = sorted({round(2 ** (power / 4)) - 1 for power in range(4 * candidates.bit_length())})
     return [*(start for start in starts if start < candidates), candidates]

@@ -146,6 +146,26 @@ def ask_by_class(
     return Asked(x, rows, about, position, code, names, None if second is None else second[known])
 
 
+def ask_either(
+    embeddings: Embeddings, labels: Labels, *, queries: int, seed: int, positives: Positives | None = None
+) -> Asked:
+    """Draw queries by class where there are labels, see :func:`ask_by_class`, and among all images where there are none.
+
+    Args:
+        embeddings: Of all images.
+        labels: Their classes, or None.
+        queries: How many are asked at most, at least 1.
+        seed: Of the draw.
+        positives: Embeddings of a second view of each image, row by row.
+
+    Raises:
+        ValueError: As :func:`ask_by_class`, but for labels that are missing.
+    """
+    if labels is None:
+        return ask(embeddings, queries=queries, seed=seed, positives=positives)
+    return ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
+
+
 def hardest_first(cosine: Float64[Tensor, "b N"]) -> Int64[Tensor, "b N"]:
     """Images of each row, the most similar first and those at -inf last.
 

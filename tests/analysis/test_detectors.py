@@ -127,6 +127,37 @@ def test_images_of_unknown_class_take_their_support_views_with_them():
     assert some.equals(alone)
 
 
+def test_gaps_find_what_is_nearly_as_similar_as_the_positive():
+    x, label, positive = cloud()
+    table = only(x, label, positives=positive, gaps=(0.0, 0.3))
+    table = table[table.detector == "above positive"]
+    own = (unit(x) * unit(positive)).sum(axis=1)
+    for gap, (_, row) in zip((0.0, 0.3), table.iterrows(), strict=True):
+        found = [[j for s, j in ranking if s > own[i] - gap] for i, ranking in enumerate(ranked(x))]
+        assert_scores(row, scores(x, label, found, 0.05))
+        assert row.gap == gap
+
+
+def test_mutual_neighbours_are_each_among_the_nearest_of_the_other():
+    x, label, _ = cloud()
+    row = only(x, label, neighbours=(6,)).iloc[0]
+    near = [{j for _, j in ranking[:6]} for ranking in ranked(x)]
+    found = [[j for j in near[i] if i in near[j]] for i in range(40)]
+    assert_scores(row, scores(x, label, found, 0.05))
+    assert (row.detector, row.neighbours) == ("mutual", 6)
+    assert only(x, label, neighbours=(39,)).found[0] == 39
+
+
+def test_a_column_finds_what_shares_its_value_and_nothing_where_there_is_none():
+    x, label, _ = cloud()
+    place = [None if i % 7 == 0 else i % 3 for i in range(40)]
+    table = only(x, label, columns={"place": place, "class": label})
+    found = [[j for j in range(40) if j != i and place[i] is not None and place[j] == place[i]] for i in range(40)]
+    assert_scores(table.iloc[0], scores(x, label, found, 0.05))
+    assert table.column.tolist() == ["place", "class"]
+    assert table[["precision", "recall"]].iloc[1].tolist() == [1, 1]
+
+
 def apart():
     """Four classes that are far from each other, ten images each."""
     noise = 0.05 * torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -175,6 +206,9 @@ def test_by_default_similarities_and_quantiles_are_tried_and_settings_of_others_
         ({"support": torch.ones(40, 2, 6)}, "support is given but positives is None"),
         ({"support": torch.ones(39, 2, 6), "positives": cloud()[2]}, "support has views of 39 images but there are 40"),
         ({"positives": cloud()[2], "top": 0}, "top is 0"),
+        ({"gaps": (0.1,)}, "gaps is given but positives is None"),
+        ({"neighbours": (40,)}, "neighbours has 40 but a query has 39"),
+        ({"columns": {"place": [1]}}, "columns has 1 entries for place"),
         ({}, "no detector is asked for"),
     ],
 )

@@ -159,3 +159,22 @@ def test_without_clusters_the_estimate_is_left_out_and_wrong_ones_are_refused():
 def test_numbers_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         negative_terms(*cloud(), **settings)
+
+
+def test_parts_by_size_of_class_are_measured_as_if_alone_among_the_queries():
+    x, label, positive = cloud(images=60, classes=7)
+    whole = negative_terms(x, label, positive, temperature=T)
+    table = negative_terms(x, label, positive, temperature=T, size_groups=3)
+    sizes = label.bincount()[label]
+    parts = table.drop_duplicates("size_group")
+    assert len(parts) > 1
+    assert parts.group_queries.sum() == 60
+    for part in parts.itertuples():
+        members = (sizes >= part.smallest) & (sizes <= part.largest)
+        assert members.sum() == part.group_queries
+    for name in whole.estimate.unique():
+        rows = table[table.estimate == name]
+        for column in ("term", "log_error", "gradient_cosine"):
+            weighted = (rows[column] * rows.group_queries).sum() / 60
+            assert weighted == pytest.approx(whole.set_index("estimate")[column][name])
+    assert set(whole.size_group) == {0}

@@ -120,3 +120,14 @@ def test_bins_without_candidates_are_refused(edges):
 def test_temperatures_must_be_above_0(temperatures):
     with pytest.raises(ValueError, match="^temperatures is "):
         effective_negatives(torch.eye(5), temperatures=temperatures)
+
+
+def test_hard_may_be_above_the_median_of_the_querys_class():
+    x, label, positive = cloud()
+    table = difficulty_shares(x, label, positive, reference="same class").set_index("kind")
+    shares, ranking = [], ranked(x)
+    for i in with_another(label):
+        median = np.median([cosine for cosine, j in ranking[i] if label[j] == label[i]])
+        shares.append(sum(label[j] != label[i] and cosine > median for cosine, j in ranking[i]) / 39)
+    assert (table.share["hard"], table.share_se["hard"]) == pytest.approx(mean_error(np.array(shares, dtype=float)))
+    assert table.margin.isna().all()

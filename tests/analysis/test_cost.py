@@ -1,0 +1,31 @@
+"""What sums over all pairs cost: one value by three ways, and memory that does not grow with pairs."""
+
+import math
+
+import pytest
+
+from contrastneg.analysis import whole_data_cost
+
+
+def test_all_ways_give_the_sum_over_pairs_and_moments_need_no_table():
+    table = whole_data_cost(images=(64, 512), widths=(8, 16), repeats=1)
+    assert len(table) == 2 * 2 * 3
+    assert (table.error < 1e-5).all()
+    assert (table.seconds > 0).all()
+    size = table.set_index(["images", "width", "way"]).bytes
+    assert size[512, 8, "pairs"] == 64 * size[64, 8, "pairs"] == 4 * 512**2
+    assert size[512, 8, "moments"] < size[512, 8, "pairs"]
+
+
+def test_tables_that_are_too_large_are_not_made(monkeypatch):
+    monkeypatch.setattr("contrastneg.analysis.cost.LARGEST_TABLE", 1000)
+    table = whole_data_cost(images=(64,), widths=(8,), repeats=1).set_index("way")
+    assert math.isnan(table.seconds["pairs"])
+    assert math.isnan(table.error["pairs"])
+    assert table.error["moments"] < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"images": (0,)}, {"widths": ()}, {"repeats": 0}])
+def test_numbers_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))} is "):
+        whole_data_cost(**settings)
