@@ -1,16 +1,18 @@
 """The four questions, answered in sentences with numbers of the tables."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from contrastneg.analyze.charts import bin_name, detector_name, estimate_name
+from contrastneg.analyze.charts import bin_name, detector_name
 
 Tables = Mapping[str, pd.DataFrame]
 NEAR = 0.95  # cosine of gradients from which on few negatives are said to do for all
 OFTEN = 0.5  # of the queries
+NO_ERROR = 1e-9  # of rounding
 MOST_TOLD = 4096  # negatives; the largest usual number that a table has is told
 
 
@@ -42,9 +44,15 @@ class _Draft:
 
     def percent(self, name: str, row: Any, column: str) -> str:
         """A share in percent with its standard error, kept by name."""
-        text = f"{100 * self.keep(name, row[column]):.3g}"
-        error = row.get(f"{column}_se")
-        return f"{text} %" if error is None or pd.isna(error) or error == 0 else f"{text} ± {100 * error:.1g} %"
+        return f"{with_error(100 * self.keep(name, row[column]), 100 * row[f'{column}_se'])} %"
+
+
+def with_error(value: float, error: float) -> str:
+    """A number and its standard error, both to the error's first digit; three digits of a number without one."""
+    if not math.isfinite(error) or error < NO_ERROR:
+        return f"{value:.3g}"
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def answers_of(tables: Tables, temperature: float) -> list[Answer]:
@@ -93,7 +101,7 @@ def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
         table = tables["proxy_accuracy"]
         row = table[table["negatives"] <= max(MOST_TOLD, table["negatives"].min())].iloc[-1]
         draft.sentences.append(
-            f"The second view of an image beats {row['negatives']:,.0f} random negatives for "
+            f"The second view of an image beats {row['negatives']:,.0f} random negatives, false ones among them, for "
             f"{draft.percent('proxy accuracy', row, 'accuracy')} of the queries (chance: {100 * row['chance']:.2g} %)."
         )
     if "difficulty_shares" in tables:
@@ -124,7 +132,10 @@ def how_many_false(draft: _Draft, tables: Tables, temperature: float) -> None:
         rates = []
         for row in bins.to_dict("records"):
             name = bin_name(row["lower"], row["upper"])
-            rates.append(f"{draft.percent(f'same class, {name}', row, 'rate')} ({row['lift']:.3g} times) of the {name}")
+            of_bin = f"the {name}" if row["lower"] == 0 else "the rest" if row["upper"] == 1 else f"those at {name}"
+            rates.append(
+                f"{draft.percent(f'same class, {name}', row, 'rate')} of {of_bin} ({row['lift']:.3g} times as many)"
+            )
         hard = bins[bins["upper"] <= 0.05]
         held = draft.keep("recall of the hardest 5 %", hard["recall"].sum())
         draft.headline = f"{100 * bins['rate'].iloc[0]:.3g} %"
@@ -161,12 +172,15 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
         first = table.iloc[0]
         clean = f"none of {first['negatives']:,.0f} is false for {draft.percent('clean, fewest', first, 'clean')}"
         if len(often):
-            number = draft.keep("negatives for a hard one", often.iloc[0]["negatives"])
-            hard = f"{number:,.0f} hold one that is more similar than the positive for {100 * often.iloc[0]['hard']:.3g} % of the queries"
+            row = often.iloc[0]
+            draft.keep("negatives for a hard one", row["negatives"])
         else:
-            last = table.iloc[-1]
-            hard = f"even {last['negatives']:,.0f} hold one that is more similar than the positive for {100 * last['hard']:.3g} % only"
-        draft.sentences.append(f"Random {hard}; {clean}{of_clusters(first)}.")
+            row = table.iloc[-1]
+        hard = (
+            f"Of {row['negatives']:,.0f} random negatives of other classes one is more similar than the positive for "
+            f"{draft.percent('chance of a hard one', row, 'hard')} of the queries"
+        )
+        draft.sentences.append(f"{hard}; {clean}{of_clusters(first)}.")
     if "best_number" in tables:
         row = tables["best_number"].iloc[0]
         best = draft.keep("K*", row["best"])
@@ -185,7 +199,8 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
         )  # the measured prior is first
         told = []
         for row in table.to_dict("records"):
-            name = estimate_name(row["estimate"], row["class_prior"])
+            prior = "" if pd.isna(row["class_prior"]) else f" with prior {row['class_prior']:.2g}"
+            name = row["estimate"] + prior
             kept = f"error, {row['estimate']}"
             told.append(f"{name} {draft.percent(kept, row, 'relative_error')}")
         draft.headline = f"{100 * table['relative_error'].iloc[0]:.3g} %"

@@ -238,7 +238,7 @@ def of_proxy(tables: Tables) -> list[Drawing]:
         from_zero=True,
     )
     own = "; ".join(
-        f"{100 * p:.1f} % at t = {t:g}"
+        f"{100 * p:.3g} % at t = {t:g}"
         for t, r, p in zip(matching["temperature"], matching["rank"], matching["probability"], strict=True)
         if r == 0
     )

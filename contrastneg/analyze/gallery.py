@@ -21,6 +21,7 @@ from contrastneg.analyze.material import Material, rows_asked, view_pictures
 from contrastneg.data.module import PretrainData
 from contrastneg.randomness import generator
 from contrastneg.report.pictures import Shown, class_name
+from contrastneg.wording import count_of
 from contrastneg.writing import printable
 
 HARDEST, FURTHER = (
@@ -195,7 +196,11 @@ def candidate_of(row: dict, pictures: "Pictures", about: dict[str, str]) -> Cand
     detectors = [name for name in about if f"removed: {name}" in row]
     removed = [name for name in detectors if row[f"removed: {name}"]]
     said = {name: "removes it" if name in removed else "keeps it" for name in detectors}
-    mixed = f"parent of {row['mixes']:,} mixes, mean share {row['mix_share']:.2f}" if row["mixes"] else "in no mix"
+    mixed = (
+        f"parent of {count_of(row['mixes'], 'mix', 'mixes')}, mean share {row['mix_share']:.2f}"
+        if row["mixes"]
+        else "in no mix"
+    )
     told = {
         "InfoNCE": f"{100 * row['gradient_share']:.3g} % of the gradient",
         **said,

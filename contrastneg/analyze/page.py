@@ -4,17 +4,15 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from contrastneg.analyze.answers import Answer
 from contrastneg.analyze.charts import Drawing
 from contrastneg.analyze.gallery import Gallery
+from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.sections import SECTIONS
 from contrastneg.report.templating import TEMPLATES, render
 from contrastneg.writing import printable, write_text
-
-if TYPE_CHECKING:
-    from contrastneg.analyze.run import Analysis
 
 SCRIPT = "gallery.js"
 
@@ -45,7 +43,7 @@ class Page:
     notes: list[str]
 
 
-def write_page(path: Path, analysis: "Analysis") -> Path:
+def write_page(path: Path, analysis: Analysis) -> Path:
     """Write the page.
 
     Args:
@@ -61,7 +59,7 @@ def write_page(path: Path, analysis: "Analysis") -> Path:
     return path
 
 
-def page_of(analysis: "Analysis") -> Page:
+def page_of(analysis: Analysis) -> Page:
     """Everything the page shows."""
     context = analysis.context
     parts = [
@@ -75,9 +73,9 @@ def page_of(analysis: "Analysis") -> Page:
         for name, tables in analysis.tables.items()
     ]
     facts = [
-        f"encoder {printable(context['encoder'])}",
+        f"encoder {name_of(context['encoder'])}",
         f"{context['layer']}, {context['width']:,} numbers",
-        f"{context['images']:,} images of {printable(context['data'])} ({context['split']})",
+        f"{context['images']:,} images of {name_of(context['data'])} ({context['split']})",
         f"up to {context['queries']:,} queries",
         f"temperature {context['temperature']:g}",
         f"seed {context['seed']}",
@@ -94,13 +92,18 @@ def page_of(analysis: "Analysis") -> Page:
     )
 
 
+def name_of(address: str) -> str:
+    """An address as it stands on a page that may be handed on: of a path on this machine the last name."""
+    return printable(Path(address).name if Path(address).is_absolute() else address)
+
+
 def details_of(gallery: Gallery | None) -> dict[str, Any]:
     """What each method did with each candidate, as the script reads it."""
     if gallery is None:
         return {}
     return {
         "bins": gallery.bins,
-        "about": gallery.about,
+        "methods": list(gallery.about),
         "candidates": gallery.candidates,
         "queries": [
             [

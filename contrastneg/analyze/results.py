@@ -2,16 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from contrastneg.analyze.page import write_page
+from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.sections import SECTIONS
 from contrastneg.writing import whole_file, write_text
-
-if TYPE_CHECKING:
-    from contrastneg.analyze.run import Analysis
 
 SUMMARY, PAGE, GALLERY = "analysis.json", "analysis.html", "gallery.csv"
 SAME = ("weights", "layer", "images_fingerprint", "size", "mean", "std", "precision", "half")
@@ -48,7 +46,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_results(folder: Path, analysis: "Analysis") -> None:
+def write_results(folder: Path, analysis: Analysis) -> None:
     """Write all tables, the summary and the page; tables of an earlier analysis that this one lacks are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, pd.DataFrame] = {
@@ -80,7 +78,7 @@ def files_of(summary: dict[str, Any]) -> set[str]:
     }
 
 
-def summary_of(analysis: "Analysis") -> dict[str, Any]:
+def summary_of(analysis: Analysis) -> dict[str, Any]:
     """What the tables are of, the answers, and what was left out."""
     return {
         "context": analysis.context,

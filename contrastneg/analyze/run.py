@@ -3,8 +3,8 @@
 ``analyze`` reads top to bottom. One process does it all; the measures are taken on the CPU.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,41 +14,25 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastneg.analyze.answers import Answer, answers_of
-from contrastneg.analyze.gallery import Gallery, gallery_of
+from contrastneg.analyze.answers import answers_of
+from contrastneg.analyze.gallery import gallery_of
 from contrastneg.analyze.material import Material, rows_asked, second_views
+from contrastneg.analyze.opening import data_of, folder_of, images_of, subject_of
+from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.results import check_folder, write_results
 from contrastneg.analyze.sections import SECTIONS
 from contrastneg.analyze.settings import Analyze
-from contrastneg.data.address import short_name
 from contrastneg.data.module import PretrainData
-from contrastneg.data.opening import limited, loading_of, usable
-from contrastneg.data.sources import ImageSet, open_source
+from contrastneg.data.sources import ImageSet
 from contrastneg.evaluate.cache import FeatureCache, fingerprint, weights_of
 from contrastneg.evaluate.features import finite_rows
 from contrastneg.evaluate.judge import DTYPES, device_of
-from contrastneg.subjects import Subject, open_subject
+from contrastneg.evaluate.neighbours import unit_rows
+from contrastneg.subjects import Layer, Subject
 from contrastneg.writing import printable
 
+CONE = 0.5  # mean cosine from which on a temperature says little
 DEFAULT_CLUSTERS = 100  # without labels, of sets that are large enough
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What was found."""
-
-    context: dict[str, Any]
-    """What all numbers share."""
-    tables: dict[str, dict[str, pd.DataFrame]]
-    """By section, the tables by name."""
-    left_out: dict[str, str]
-    """Sections that were asked for and could not be measured, with the reason."""
-    answers: list[Answer]
-    """To the four questions."""
-    gallery: Gallery | None
-    """Queries with their hardest negatives."""
-    notes: list[str]
-    """What a reader must know."""
 
 
 def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> tuple[Path, Analysis]:
@@ -64,16 +48,16 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     Raises:
         ValueError: The encoder or the images cannot be opened, the settings do not fit them, or the folder holds something else.
     """
-    subject = subject_of(config, config.encoder)
-    others = [subject_of(config, address) for address in config.checkpoints]
+    subject, layer = subject_of(config, config.encoder)
+    others = [subject_of(replace(config, layer=layer), address)[0] for address in config.checkpoints]
     address = config.data or subject.data
     if address is None:
         raise ValueError(f"no data: {config.encoder} does not say what it was scored on; name images after it")
     source, notes = images_of(config, address, subject.in_channels)
-    context = context_of(config, subject, address, source)
-    folder = folder_of(config, subject, source)
+    context = context_of(config, subject, layer, address, source)
+    folder = folder_of(config, subject, source, layer)
     check_folder(folder, context, config.overwrite)
-    data, material, position = embedded(config, subject, others, source, folder, say)
+    data, material, position = embedded(config, (subject, *others), layer, source, folder, say)
     context |= {
         "images": len(material.embeddings),
         "width": material.embeddings.shape[1],
@@ -84,7 +68,7 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     if config.gallery:
         say("gallery")
         gallery = gallery_of(material, data, position, config.gallery)
-    notes = list(dict.fromkeys([*subject.notes, *notes, *notes_of(config, subject, source, material)]))
+    notes = list(dict.fromkeys([*subject.notes, *notes, *notes_of(subject, layer, source, material)]))
     answers = answers_of(
         {name: table for part in tables.values() for name, table in part.items()}, material.temperature
     )
@@ -93,46 +77,20 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     return folder, found
 
 
-def subject_of(config: Analyze, address: str) -> Subject:
-    """An encoder, up to the layer that is asked for."""
-    subject = open_subject(
-        address,
-        backbone=config.backbone,
-        prefix=config.prefix,
-        random_init=config.random_init,
-        size=config.size,
-        mean=config.mean,
-        std=config.std,
-        seed=config.seed,
-    )
-    subject.encoder(config.layer)  # refuses a layer that is not there
-    return subject
-
-
-def images_of(config: Analyze, address: str, channels: int) -> tuple[ImageSet, list[str]]:
-    """The images, those of them that can be read, and what is to be known of them.
-
-    Raises:
-        ValueError: They cannot be opened, or fewer than two can be read.
-    """
-    labels = False if config.unlabelled else None
-    opened = open_source(address, split=config.split, root=config.root, channels=channels, labels=labels)
-    found = usable(opened, config, config.loading == "memory")
-    notes = [*found.notes]
-    source = limited(found.images, "compared", config.limit_images, config.seed, notes)
-    if len(source) < 2:
-        raise ValueError(f"{address} has {len(source)} images that can be read: a query needs at least one other image")
-    return source, notes
-
-
 def embedded(
-    config: Analyze, subject: Subject, others: list[Subject], source: ImageSet, folder: Path, say: Callable[[str], None]
+    config: Analyze,
+    subjects: Sequence[Subject],
+    layer: Layer,
+    source: ImageSet,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> tuple[PretrainData, Material, Int64[Tensor, " N"]]:
     """Embeddings of the images and of a second view of the queries, with what else sections need, and each row's position."""
+    subject, *others = subjects
     data = data_of(config, subject, source)
     cache = FeatureCache(folder / "features", config.half, config.cache)
     device, dtype = device_of(config), DTYPES[config.precision]
-    encoder = subject.encoder(config.layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = subject.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(source)
     say(f"embeddings of {len(source):,} images")
     features = cache.features(encoder, data, "train", key, device, dtype)
@@ -146,7 +104,7 @@ def embedded(
     further = []
     for other in others:
         say(f"embeddings by {other.address}")
-        network = other.encoder(config.layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = other.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = cache.features(network, data_of(config, other, source), "train", key, device, dtype)
         further.append(found.x)
     columns = source.subset(features.position).columns
@@ -167,20 +125,6 @@ def embedded(
     return data, material, features.position
 
 
-def data_of(config: Analyze, subject: Subject, source: ImageSet) -> PretrainData:
-    """The images as an encoder wants them."""
-    return PretrainData(
-        source,
-        subject.views,
-        source,
-        loading=loading_of(source, config),
-        workers=config.workers,
-        seed=config.seed,
-        channels_last=True,
-        skip_bad_images=config.on_bad_image == "skip",
-    )
-
-
 def default_clusters(images: int, classes: int) -> int:
     """Clusters where none are asked for: one a class, or 100 and of small sets one for 20 images."""
     return min(images, classes) if classes else max(2, min(DEFAULT_CLUSTERS, images // 20))
@@ -190,6 +134,12 @@ def two_of_a_class(labels: Int64[Tensor, " N"]) -> bool:
     """Whether classes can be compared: there are two, and one has two images."""
     sizes = labels[labels >= 0].unique(return_counts=True)[1]
     return len(sizes) > 1 and int(sizes.max()) > 1
+
+
+def mean_cosine(x: Float[Tensor, "N F"]) -> float:
+    """Mean cosine of two different images."""
+    total = unit_rows(x).sum(dim=0, dtype=torch.float64)
+    return (float(total.square().sum()) - len(x)) / (len(x) * (len(x) - 1))
 
 
 def check_embeddings(x: Float[Tensor, "N F"], source: ImageSet, position: Int64[Tensor, " N"]) -> None:
@@ -225,11 +175,19 @@ def measured(
     return tables, left_out
 
 
-def notes_of(config: Analyze, subject: Subject, source: ImageSet, material: Material) -> list[str]:
+def notes_of(subject: Subject, layer: Layer, source: ImageSet, material: Material) -> list[str]:
     """What a reader of the numbers must know about how they came about."""
     notes = []
-    if config.layer == "backbone" and subject.projector is not None:
-        notes.append("similarities are the backbone's; training sees those of the projector (--layer projector)")
+    if (cosine := mean_cosine(material.embeddings)) > CONE:
+        better = (
+            "; training compares what the projector makes of them (--layer projector)"
+            if layer == "backbone" and subject.projector
+            else ""
+        )
+        notes.append(
+            f"two images have a cosine of {cosine:.2f} in the mean: at the temperatures of training such similarities weigh all "
+            f"negatives nearly alike, so read ranks and rates, not shares of the gradient{better}"
+        )
     if material.labels is None:
         notes.append(
             f"no labels: rates of false negatives are estimates, from {material.clusters} clusters of these very embeddings, "
@@ -245,12 +203,12 @@ def notes_of(config: Analyze, subject: Subject, source: ImageSet, material: Mate
     return notes
 
 
-def context_of(config: Analyze, subject: Subject, address: str, source: ImageSet) -> dict[str, Any]:
+def context_of(config: Analyze, subject: Subject, layer: Layer, address: str, source: ImageSet) -> dict[str, Any]:
     """What all numbers of an analysis share."""
     return {
         "encoder": config.encoder,
-        "weights": weights_of(subject.encoder(config.layer)),
-        "layer": config.layer,
+        "weights": weights_of(subject.encoder(layer)),
+        "layer": layer,
         "size": subject.views.size,
         "mean": list(subject.views.mean),
         "std": list(subject.views.std),
@@ -265,16 +223,3 @@ def context_of(config: Analyze, subject: Subject, address: str, source: ImageSet
         "half": config.half,
         "versions": {name: version(name) for name in ("contrastneg", "torch", "torchvision", "timm")},
     }
-
-
-def folder_of(config: Analyze, subject: Subject, source: ImageSet) -> Path:
-    """Where results go."""
-    if config.out is not None:
-        return config.out
-    marks = ["projector"] * (config.layer == "projector") + ["random"] * config.random_init
-    marks = ["test"] * (config.split == "test") + marks
-    name = short_name(source.name)
-    if subject.run is not None:
-        whole = config.encoder.rstrip("/") == str(subject.run) or config.encoder.endswith("encoder.safetensors")
-        return subject.run / "analysis" / "-".join([name, *([] if whole else [Path(config.encoder).stem]), *marks])
-    return Path("analyses") / "-".join([f"{subject.name}-on-{name}", *marks])

@@ -231,8 +231,8 @@ SECTIONS: dict[str, Section] = {
         "How many negatives",
         measure_counts,
         charts.of_counts,
-        "With K random negatives: a hard one is among them (more similar than the positive), none is false, share of the "
-        "gradient on false ones. The best number K* and v(K) are reconstructions after arXiv:2105.13003, whose own function was "
+        "With K random negatives: of other classes a hard one is among them (more similar than the positive), none is false, share "
+        "of the gradient on false ones. The best number K* and v(K) are reconstructions after arXiv:2105.13003, whose own function was "
         "not found.",
         frozenset({CLASSES}),
     ),

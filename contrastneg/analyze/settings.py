@@ -22,8 +22,8 @@ class Analyze:
     """Which measures: names of sections, or all; a name that there is not is answered with those that there are."""
     checkpoints: tuple[str, ...] = ()
     """Further encoders, earlier checkpoints of the run for instance, for the sections that compare several."""
-    layer: Literal["backbone", "projector"] = "backbone"
-    """Embeddings that are compared: of the backbone, or of the projection head, which training compares, where the file has one."""
+    layer: Literal["auto", "backbone", "projector"] = "auto"
+    """Whose embeddings are compared: the backbone's, or the projection head's, as in training; auto is the latter where there is one."""
     split: Literal["train", "test"] = "train"
     """Which images."""
 

@@ -1,7 +1,8 @@
 """What ``contrastneg analyze`` says on the terminal."""
 
+from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.results import PAGE, SUMMARY
-from contrastneg.analyze.run import Analysis, analyze
+from contrastneg.analyze.run import analyze
 from contrastneg.analyze.settings import Analyze
 from contrastneg.console import Output, shown
 

@@ -62,7 +62,7 @@ function element(tag, text) {
 
 function tell(shown) {
   const list = document.createElement("dl");
-  Object.keys(data.about).forEach((name, place) => {
+  data.methods.forEach((name, place) => {
     const pair = document.createElement("div");
     pair.append(element("dt", name), element("dd", shown.effects[place]));
     list.append(pair);
