@@ -25,6 +25,7 @@ from contrastneg.report.plots import (
 
 STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 132, 345, 22, 10  # of a chart of names, in its own units
+PER_DECADE = 60  # points of a line on a logarithmic axis
 INTERVAL = 1.96  # standard errors on each side: 95 %
 
 
@@ -54,7 +55,7 @@ def curves(
     lines = [
         (Series(name, shown, STYLES[place % len(STYLES)]), shown)
         for place, (name, points) in enumerate(series)
-        if (shown := thin([p for p in points if all(map(math.isfinite, p)) and (p[0] > 0 or not log_x)]))
+        if (shown := thinned([p for p in points if all(map(math.isfinite, p))], log_x))
     ]
     if not lines:
         return None
@@ -84,6 +85,17 @@ def curves(
         remark="",
         legend=len(lines) > 1,
     )
+
+
+def thinned(points: Sequence[Point], log_x: bool) -> list[Point]:
+    """As many points as can be told apart: on a logarithmic axis the first of those that fall together."""
+    if not log_x:
+        return thin(points)
+    kept: dict[int, Point] = {}
+    for x, y in points:
+        if x > 0:
+            kept.setdefault(round(PER_DECADE * math.log10(x)), (x, y))
+    return list(kept.values())
 
 
 def powers(low: float, high: float) -> list[float]:

@@ -17,6 +17,14 @@ def test_a_logarithmic_axis_places_powers_evenly_and_leaves_out_what_has_no_loga
     assert not chart.legend
 
 
+def test_a_long_line_keeps_its_head_on_a_logarithmic_axis():
+    from contrastneg.report.tableplots import thinned
+
+    kept = thinned([(float(rank), 1 / rank) for rank in range(1, 2000)], log_x=True)
+    assert kept[:5] == [(float(rank), 1 / rank) for rank in range(1, 6)]
+    assert len(kept) < 200
+
+
 def test_a_linear_axis_may_begin_below_zero_and_several_lines_have_a_legend():
     from contrastneg.report.tableplots import curves
 
