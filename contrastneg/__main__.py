@@ -60,6 +60,16 @@ def run_evaluate(arguments: list[str]) -> int:
     return 0
 
 
+@verb("analyze", "say what the negatives of an encoder are: tables, answers, a page with a gallery")
+def run_analyze(arguments: list[str]) -> int:
+    """``analyze ENCODER [DATA] [--sections NAME,NAME] [--NAME VALUE ...]``."""
+    from contrastneg.analyze.telling import analyze_and_tell
+    from contrastneg.options import parse_analyze
+
+    analyze_and_tell(parse_analyze(arguments))
+    return 0
+
+
 @verb("check", "say what a data address holds, what is wrong with it and what is in it twice")
 def run_check(arguments: list[str]) -> int:
     """``check DATA``: exit status 1 where images cannot be read."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
+from contrastneg.analyze.sections import SECTIONS
+from contrastneg.analyze.settings import Analyze
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import WrongSetting
 from contrastneg.data.duplicates import THRESHOLD
@@ -22,6 +24,8 @@ from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
 
+Settings = TypeVar("Settings", Evaluate, Analyze)
+ENCODER = "ENCODER is a run folder, a checkpoint (of ours or of another project), a .safetensors file, timm:NAME or torchvision:NAME."
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
@@ -220,23 +224,56 @@ def parse_evaluate(arguments: Sequence[str]) -> Evaluate | list[Path]:
         if not given[1:] or any(argument.startswith("-") for argument in given[1:]):
             raise ValueError("--compare takes run folders and nothing else: contrastneg evaluate --compare RUN RUN ...")
         return [Path(folder) for folder in given[1:]]
+    return settings_of(
+        "evaluate",
+        Evaluate,
+        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
+        f"with 95 % bootstrap intervals. {ENCODER}",
+        "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...]",
+        given,
+    )
+
+
+def parse_analyze(arguments: Sequence[str]) -> Analyze:
+    """Settings of ``contrastneg analyze``.
+
+    Raises:
+        ValueError: If a name or a value is not valid.
+    """
+    return settings_of(
+        "analyze",
+        Analyze,
+        "Say what the negatives of an encoder are: how hard, how many of them false, how many are needed, what each method would "
+        f"change; as tables, answers and a page with a gallery. {ENCODER} Sections: {', '.join(SECTIONS)}.",
+        "ENCODER [DATA] [--sections NAME,NAME] [--NAME VALUE ...]",
+        dashed_names(arguments),
+    )
+
+
+def settings_of(verb: str, kind: type[Settings], description: str, usage: str, given: Sequence[str]) -> Settings:
+    """Settings of a verb that looks at an encoder, which stands first, on data, which may stand second.
+
+    Args:
+        verb: Name in the command table.
+        kind: Dataclass of its settings.
+        description: What it does.
+        usage: What may stand after the verb.
+        given: The command line, names with underscores.
+
+    Raises:
+        ValueError: If a name or a value is not valid.
+    """
     leading = [*takewhile(lambda argument: not argument.startswith("-"), given[:2])]
     named = [text for name, value in zip(("encoder", "data"), leading, strict=False) for text in (f"--{name}", value)]
-    parser = parser_of_verb(
-        "evaluate",
-        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
-        "with 95 % bootstrap intervals. ENCODER is a run folder, a checkpoint (of ours or of another project), a .safetensors "
-        "file, timm:NAME or torchvision:NAME.",
-        "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...]",
-    )
-    parser.add_class_arguments(Evaluate, as_group=False)
-    settings = parse_simple(parser, listed(bare_flags([*named, *given[len(leading) :]], Evaluate), Evaluate))
+    parser = parser_of_verb(verb, description, usage)
+    parser.add_class_arguments(kind, as_group=False)
+    settings = parse_simple(parser, listed(bare_flags([*named, *given[len(leading) :]], kind), kind))
     if not settings.encoder:
         raise ValueError(
-            "no encoder: name a run folder, a checkpoint or timm:NAME, for instance `contrastneg evaluate RUN`"
+            f"no encoder: name a run folder, a checkpoint or timm:NAME, for instance `contrastneg {verb} RUN`"
         )
     try:
-        return Evaluate(**{field.name: settings[field.name] for field in fields(Evaluate)})
+        return kind(**{field.name: settings[field.name] for field in fields(kind)})
     except WrongSetting as error:
         raise error.at("") from error
 

@@ -426,9 +426,10 @@ class PretrainData(pl.LightningDataModule):
         streamed = StreamedCrops(source, self.views, self.seed, self.skip_bad_images)
         crops = torch.stack([streamed[0, index][1] for index in position.tolist()])
         view1, view2 = finish_views(crops, self.views, generator(self.seed, "examples", "views"))
-        return self._pictures(view1), self._pictures(view2)
+        return self.pictures(view1), self.pictures(view2)
 
-    def _pictures(self, view: Float[Tensor, "n C S S"]) -> UInt8[Tensor, "n 3 S S"]:
+    def pictures(self, view: Float[Tensor, "n C S S"]) -> UInt8[Tensor, "n 3 S S"]:
+        """Normalised views as pictures again."""
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self.views.mean, self.views.std))
         pixels = view.cpu() * std + mean if view.shape[1] == len(mean) else view.cpu() * std.mean() + mean.mean()
         return (255 * pixels).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)

@@ -59,13 +59,19 @@ class MoCHi(HardestStage):
         if clock.epoch < self.warmup_epochs or pairs + singles == 0:
             return None
         pool = hardest(whole(self.pool, clock))
-        draws = clock.generator("MoCHi", query.device)
-        (x, y), a = pool.draw(pairs, 2, (0.0, 1.0), draws)
+        (x, y, a), (z, b) = self.drawn(pool, clock)
         norm = pair_norms(pool.keys, pool.column.gather(1, x), pool.column.gather(1, y), a)
         of_pairs = pair_similarity(pool.similarity.gather(1, x), pool.similarity.gather(1, y), norm, a)
-        (x,), b = pool.draw(singles, 1, (0.0, 0.5), draws)
-        of_singles = query_similarity(query, pool.similarity.gather(1, x), b)
+        of_singles = query_similarity(query, pool.similarity.gather(1, z), b)
         return torch.cat([of_pairs, of_singles], dim=1), pool.kept
+
+    def drawn(self, pool: Pool, clock: Clock) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What mixes are made of: ranks in the pool of both parents of each pair with the share of the first, (B, s) each,
+        and those of the candidates that are mixed with the query with its share, (B, s')."""
+        draws = clock.generator("MoCHi", pool.similarity.device)
+        (x, y), a = pool.draw(whole(self.pair_mixes, clock), 2, (0.0, 1.0), draws)
+        (z,), b = pool.draw(whole(self.query_mixes, clock), 1, (0.0, 0.5), draws)
+        return (x, y, a), (z, b)
 
 
 @dataclass(frozen=True)

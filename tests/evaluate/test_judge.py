@@ -8,26 +8,9 @@ import sys
 
 import pytest
 import torch
+from small_runs import write_encoder
 
 QUICK = {"limit_images": 300, "limit_test_images": 101}
-
-
-def write_encoder(folder, seed=0, settings="data: shapes\n"):
-    """A run folder with an encoder, as pretraining leaves it."""
-    from safetensors.torch import save_file
-
-    from contrastneg import Views
-    from contrastneg.config import plain
-    from contrastneg.encoders import Backbone, build_backbone
-
-    torch.manual_seed(seed)
-    backbone = Backbone(name="resnet9", width=0.125)
-    facts = {"backbone": plain(backbone), "views": plain(Views(size=16))}
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(settings)
-    weights = {name: tensor.contiguous() for name, tensor in build_backbone(backbone, 16).state_dict().items()}
-    save_file(weights, folder / "encoder.safetensors", metadata={"contrastneg": json.dumps(facts)})
-    return folder
 
 
 def judged(run, **settings):

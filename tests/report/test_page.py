@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from browser import chromium, opened
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = ["disc", "ring", HOSTILE]
@@ -421,17 +421,8 @@ def test_labels_of_near_levels_do_not_cover_each_other() -> None:
 @pytest.fixture
 def browser():
     """A headless Chromium, without the network."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("needs Chromium (chromium, chromium-browser or google-chrome on the PATH)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
-    quiet = "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", *quiet.split()]
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.mark.parametrize("stages", [False, True])
@@ -441,22 +432,12 @@ def test_a_browser_shows_the_page_at_all_widths_and_in_the_dark(run: Path, brows
     page_of(run)
     backgrounds = {}
     for width, scheme in ((1280, "light"), (390, "light"), (390, "dark")):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, java_script_enabled=True
-        )
-        page = context.new_page()
-        complaints, requests, dialogs = [], [], []
-        page.on("console", lambda message, to=complaints: to.append(message.text))
-        page.on("pageerror", lambda error, to=complaints: to.append(str(error)))
-        page.on("request", lambda request, to=requests: to.append(request.url))
-        page.on("dialog", lambda dialog, to=dialogs: (to.append(dialog.message), dialog.dismiss()))
-        page.goto((run / "report.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 100)")
-        assert page.evaluate("getComputedStyle(document.images[0]).imageRendering") == "pixelated"
-        backgrounds[width, scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-        assert (complaints, dialogs) == ([], [])
-        context.close()
+        with opened(browser, run / "report.html", width, scheme) as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            assert page.evaluate(
+                "[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 100)"
+            )
+            assert page.evaluate("getComputedStyle(document.images[0]).imageRendering") == "pixelated"
+            backgrounds[width, scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert backgrounds[390, "dark"] != backgrounds[390, "light"] == backgrounds[1280, "light"]

@@ -1,0 +1,1 @@
+"""``contrastneg analyze``: what the negatives of an encoder are, as tables, answers and a page to look through."""

@@ -1,0 +1,226 @@
+"""The four questions, answered in sentences with numbers of the tables."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from contrastneg.analyze.charts import bin_name, detector_name
+
+Tables = Mapping[str, pd.DataFrame]
+NEAR = 0.95  # cosine of gradients from which on few negatives are said to do for all
+OFTEN = 0.5  # of the queries
+NO_ERROR = 1e-9  # of rounding
+MOST_TOLD = 4096  # negatives; the largest usual number that a table has is told
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question and what the measures say to it."""
+
+    question: str
+    headline: str
+    """A number, for the first glance; a dash without one."""
+    label: str
+    """What the headline is."""
+    sentences: list[str]
+    numbers: dict[str, float]
+    """The numbers in the sentences, in their tables' units, by name."""
+
+
+@dataclass
+class _Draft:
+    """An answer in the making."""
+
+    sentences: list[str] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    headline: str = "–"
+
+    def keep(self, name: str, value: Any) -> float:
+        self.numbers[name] = float(value)
+        return float(value)
+
+    def percent(self, name: str, row: Any, column: str) -> str:
+        """A share in percent with its standard error, kept by name."""
+        return f"{with_error(100 * self.keep(name, row[column]), 100 * row[f'{column}_se'])} %"
+
+
+def with_error(value: float, error: float) -> str:
+    """A number and its standard error, both to the error's first digit; three digits of a number without one."""
+    if not math.isfinite(error) or error < NO_ERROR:
+        return f"{value:.3g}"
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def answers_of(tables: Tables, temperature: float) -> list[Answer]:
+    """The answers, as far as the tables are there.
+
+    Args:
+        tables: By name.
+        temperature: The one that gradients were asked about.
+    """
+    return [
+        answer("How hard are my negatives?", "of the gradient is on the hardest 5 %", how_hard, tables, temperature),
+        answer(
+            "How many are false?", "of the hardest 0.1 % are of the query's class", how_many_false, tables, temperature
+        ),
+        answer(
+            "How many do I need?", f"give a gradient of cosine {NEAR} with that of all", how_many, tables, temperature
+        ),
+        answer("What would each method change?", "error of the plain negative term", what_changes, tables, temperature),
+    ]
+
+
+def answer(
+    question: str, label: str, said: Callable[[_Draft, Tables, float], None], tables: Tables, temperature: float
+) -> Answer:
+    """One answer; a sentence says so where nothing was measured for it."""
+    draft = _Draft()
+    said(draft, tables, temperature)
+    sentences = draft.sentences or ["Not measured: the sections that tell were left out, below is why."]
+    return Answer(question, draft.headline, label, sentences, draft.numbers)
+
+
+def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Gradient shares, proxy accuracy, kinds of negatives, consistency."""
+    if "gradient_shares" in tables:
+        shares, effective = (tables[name] for name in ("gradient_shares", "effective_negatives"))
+        at = shares[shares["temperature"] == temperature]
+        hard = draft.keep("gradient share of the hardest 5 %", at[at["upper"] <= 0.05]["share"].sum())
+        row = effective[effective["temperature"] == temperature].iloc[0]
+        number = draft.keep("effective number of negatives", row["effective"])
+        draft.headline = f"{100 * hard:.3g} %"
+        draft.sentences.append(
+            f"At temperature {temperature:g} the hardest 5 % of the candidates carry {100 * hard:.3g} % of the gradient on negatives, "
+            f"as if {number:,.0f} of {row['candidates']:,.0f} candidates counted equally and the others not at all."
+        )
+    if "proxy_accuracy" in tables:
+        table = tables["proxy_accuracy"]
+        row = table[table["negatives"] <= max(MOST_TOLD, table["negatives"].min())].iloc[-1]
+        draft.sentences.append(
+            f"The second view of an image beats {row['negatives']:,.0f} random negatives, false ones among them, for "
+            f"{draft.percent('proxy accuracy', row, 'accuracy')} of the queries (chance: {100 * row['chance']:.2g} %)."
+        )
+    if "difficulty_shares" in tables:
+        row = tables["difficulty_shares"].set_index("kind").loc["hard"]
+        draft.sentences.append(
+            f"{draft.percent('hard share', row, 'share')} of the candidates are hard: of another class{of_clusters(row)}, and less "
+            f"than {row['margin']:g} below the positive in cosine."
+        )
+    if "hardness_consistency" in tables:
+        table = tables["hardness_consistency"]
+        row = table[(table["candidates"] == "all") & (table["statistic"] == "over-dispersion")].iloc[0]
+        value = draft.keep("over-dispersion", row["value"])
+        some = "some images are hard for many queries, others for none" if value > 2 else "near chance"
+        draft.sentences.append(f"Hardness is {value:.3g} times as spread over images as chance would have it: {some}.")
+
+
+def of_clusters(row: Any) -> str:
+    """A remark where clusters stand in for classes."""
+    return f" ({row['classes']})" if str(row["classes"]).startswith("estimate") else ""
+
+
+def how_many_false(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Rates by bin, recall, mass of the gradient."""
+    if "hardness_bins" in tables:
+        bins = tables["hardness_bins"]
+        source = of_clusters(bins.iloc[0])
+        base = draft.keep("base rate", bins["base_rate"].iloc[0])
+        rates = []
+        for row in bins.to_dict("records"):
+            name = bin_name(row["lower"], row["upper"])
+            of_bin = f"the {name}" if row["lower"] == 0 else "the rest" if row["upper"] == 1 else f"those at {name}"
+            rates.append(
+                f"{draft.percent(f'same class, {name}', row, 'rate')} of {of_bin} ({row['lift']:.3g} times as many)"
+            )
+        hard = bins[bins["upper"] <= 0.05]
+        held = draft.keep("recall of the hardest 5 %", hard["recall"].sum())
+        draft.headline = f"{100 * bins['rate'].iloc[0]:.3g} %"
+        draft.sentences.append(
+            f"{'Estimated' if source else 'Measured'}{source}: {100 * base:.3g} % of all candidates are of the query's class; "
+            f"{', '.join(rates)}."
+        )
+        draft.sentences.append(f"The hardest 5 % hold {100 * held:.3g} % of all false negatives.")
+    if "negative_counts" in tables:
+        row = tables["negative_counts"].iloc[-1]
+        draft.sentences.append(
+            f"With all {row['negatives']:,.0f} candidates {draft.percent('gradient on false negatives', row, 'false_mass')} of the "
+            f"gradient on negatives falls on false ones at temperature {temperature:g}{of_clusters(row)}."
+        )
+
+
+def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Gradient cosine, chances of hard and clean, the closed form."""
+    if "gradient_agreement" in tables:
+        table = tables["gradient_agreement"]
+        for mass, told in (("preserve", "with the total weight of all"), ("plain", "each counted once")):
+            part = table[table["mass"] == mass]
+            enough = part[part["cosine"] >= NEAR]
+            row = (enough if len(enough) else part).iloc[0 if len(enough) else -1]
+            number = draft.keep(f"negatives for cosine {NEAR}, {mass}", row["negatives"])
+            draft.sentences.append(
+                f"Drawn at random and {told}, {number:,.0f} negatives give a gradient of cosine {row['cosine']:.3f} with that of all."
+            )
+            if mass == "preserve":
+                draft.headline = f"{number:,.0f}"
+    if "negative_counts" in tables:
+        table = tables["negative_counts"]
+        often = table[table["hard"] >= OFTEN]
+        first = table.iloc[0]
+        clean = f"none of {first['negatives']:,.0f} is false for {draft.percent('clean, fewest', first, 'clean')}"
+        if len(often):
+            row = often.iloc[0]
+            draft.keep("negatives for a hard one", row["negatives"])
+        else:
+            row = table.iloc[-1]
+        hard = (
+            f"Of {row['negatives']:,.0f} random negatives of other classes one is more similar than the positive for "
+            f"{draft.percent('chance of a hard one', row, 'hard')} of the queries"
+        )
+        draft.sentences.append(f"{hard}; {clean}{of_clusters(first)}.")
+    if "best_number" in tables:
+        row = tables["best_number"].iloc[0]
+        best = draft.keep("K*", row["best"])
+        draft.sentences.append(
+            f"The closed form names K* = {best:,.3g} (ceiling {row['ceiling']:,.3g}): a reconstruction that counts a query as lost "
+            f"if any negative is false, no optimum for training{of_clusters(row)}."
+        )
+
+
+def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Errors of the estimates, gains and losses of the detectors."""
+    if "negative_terms" in tables:
+        table = tables["negative_terms"]
+        table = table[~table["estimate"].isin(["oracle", "hard oracle"])].drop_duplicates(
+            "estimate"
+        )  # the measured prior is first
+        told = []
+        for row in table.to_dict("records"):
+            prior = "" if pd.isna(row["class_prior"]) else f" with prior {row['class_prior']:.2g}"
+            name = row["estimate"] + prior
+            kept = f"error, {row['estimate']}"
+            told.append(f"{name} {draft.percent(kept, row, 'relative_error')}")
+        draft.headline = f"{100 * table['relative_error'].iloc[0]:.3g} %"
+        draft.sentences.append(
+            f"The mean negative term is off its true value, over other classes, by: {', '.join(told)} (t = {temperature:g})."
+        )
+    if "false_negative_detectors" in tables:
+        table = tables["false_negative_detectors"]
+        table = table[table["found"] > 0]
+        for row in _worth_telling(table).to_dict("records"):
+            name = detector_name(row)
+            draft.sentences.append(
+                f"Removing by {name}: {draft.percent(f'precision, {name}', row, 'precision')} of the removed are false, "
+                f"{draft.percent(f'recall, {name}', row, 'recall')} of the false negatives go, and "
+                f"{draft.percent(f'hard lost, {name}', row, 'hard_lost')} of the true hard ones with them."
+            )
+
+
+def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:
+    """The best setting of each detector by the harmonic mean of precision and recall."""
+    score = 2 * table["precision"] * table["recall"] / (table["precision"] + table["recall"])
+    best = table.assign(score=score.fillna(0)).sort_values("score", ascending=False, kind="stable")
+    return best.drop_duplicates("detector").sort_index()

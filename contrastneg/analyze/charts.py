@@ -1,0 +1,347 @@
+"""The plots of an analysis, each with a caption that says what is drawn and of how many queries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from contrastneg.report.comparison import Whiskers
+from contrastneg.report.plots import Chart, Level, Point
+from contrastneg.report.tableplots import curves, dots
+
+Tables = Mapping[str, pd.DataFrame]
+CELLS = 12  # classes that a table of confusions shows on each side
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of shares whose cells are shaded; what is on the diagonal is marked."""
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    cells: list[list[float | None]]
+    """Percent; None where there is no number."""
+
+    @property
+    def labelled_rows(self) -> list[tuple[str, list[float | None]]]:
+        """Rows with their names."""
+        return list(zip(self.rows, self.cells, strict=True))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot and its caption."""
+
+    plot: Chart | Whiskers | Grid
+    caption: str
+
+
+def drawing(plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame) -> list[Drawing]:
+    """A plot with its caption; none where there is nothing to draw."""
+    return [] if plot is None else [Drawing(plot, f"{meaning} {sample_of(table)}")]
+
+
+def sample_of(table: pd.DataFrame) -> str:
+    """How many queries and images a table is of, and where its classes come from."""
+    row: dict[str, Any] = table.iloc[0].to_dict()
+    images = int(row["images"])
+    queries = int(row.get("queries", images))
+    drawn = (
+        f"all {images:,} images are" if queries == images else f"{queries:,} of {images:,} images, drawn at random, are"
+    )
+    classes = f"; classes: {row['classes']}" if "classes" in row else ""
+    return f"n: {drawn} queries; bars and tables: standard errors over them{classes}."
+
+
+def of(table: pd.DataFrame, x: str, y: str, scale: float = 1.0) -> list[Point]:
+    """Two columns as points."""
+    return [(float(a), scale * float(b)) for a, b in zip(table[x], table[y], strict=True)]
+
+
+def each(table: pd.DataFrame, by: str, x: str, y: str, scale: float = 1.0, named: str = "{}") -> list:
+    """A line for each value of a column."""
+    return [(named.format(value), of(part, x, y, scale)) for value, part in table.groupby(by, sort=False)]
+
+
+def bin_name(lower: float, upper: float) -> str:
+    """A bin of the ranking in words."""
+    if lower == 0:
+        return f"hardest {100 * upper:g} %"
+    return f"rest, from {100 * lower:g} %" if upper == 1 else f"{100 * lower:g}–{100 * upper:g} %"
+
+
+def valued(table: pd.DataFrame, names: Sequence[str], column: str, scale: float = 100.0) -> list:
+    """Name, value and standard error of each row."""
+    return [
+        (name, scale * float(value), scale * float(error))
+        for name, value, error in zip(names, table[column], table[f"{column}_se"], strict=True)
+    ]
+
+
+def of_hardness(tables: Tables) -> list[Drawing]:
+    """Rate and recall by bin, kinds of negatives."""
+    bins, kinds = tables["hardness_bins"], tables["difficulty_shares"]
+    names = [bin_name(low, high) for low, high in zip(bins["lower"], bins["upper"], strict=True)]
+    base = f"{100 * bins['base_rate'].iloc[0]:.2f} % of all candidates are (base rate)."
+    margin = kinds["margin"].iloc[0]
+    kind = (
+        f"False: of the query's class. Hard: of another, and less than {margin:g} below the positive. Easy: the rest."
+    )
+    return [
+        *drawing(
+            dots("Same class among the candidates", "%", valued(bins, names, "rate")),
+            f"Share of each bin that is of the query's class; {base}",
+            bins,
+        ),
+        *drawing(
+            dots("Where the false negatives are", "%", valued(bins, names, "recall")),
+            "Share of all candidates of the query's class that lie in the bin.",
+            bins,
+        ),
+        *drawing(dots("False, hard, easy", "%", valued(kinds, kinds["kind"].tolist(), "share")), kind, kinds),
+    ]
+
+
+def of_gradient(tables: Tables) -> list[Drawing]:
+    """Shares by temperature and effective numbers."""
+    shares, effective = tables["gradient_shares"], tables["effective_negatives"]
+    lines = [
+        (bin_name(low, high), of(part, "temperature", "share", 100.0))
+        for (low, high), part in shares.groupby(["lower", "upper"], sort=False)
+    ]
+    share = curves("Share of the gradient", "%", lines, x_title="temperature t", x_unit="t", from_zero=True)
+    number = curves(
+        "Effective number of negatives",
+        "",
+        [("effective", of(effective, "temperature", "effective"))],
+        x_title="temperature t",
+        x_unit="t",
+        from_zero=True,
+    )
+    every = f"e to the entropy of the softmax, of {int(effective['candidates'].iloc[0]):,} candidates."
+    return [
+        *drawing(share, "Part of the gradient on negatives that falls on each bin of the ranking.", shares),
+        *drawing(number, every, effective),
+    ]
+
+
+def of_similarity(tables: Tables) -> list[Drawing]:
+    """Both histograms as densities, over the span where there are any pairs."""
+    table = tables["similarity_histogram"]
+    table = table.assign(middle=(table["left"] + table["right"]) / 2)
+    some = table.groupby("middle")["share"].transform("max") > 0
+    chart = curves(
+        "Cosine of query and candidate",
+        "",
+        each(table[some], "pairs", "middle", "density"),
+        x_title="cosine",
+        from_zero=True,
+    )
+    return drawing(chart, "Density of the cosines of each kind of pair.", table)
+
+
+def of_ranks(tables: Tables) -> list[Drawing]:
+    """Same class by rank."""
+    table = tables["same_class_by_rank"]
+    base = 100 * float(table["base_rate"].iloc[0])
+    chart = curves(
+        "Same class by rank",
+        "%",
+        [("same class", of(table, "first", "rate", 100.0))],
+        x_title="rank (1 is the hardest)",
+        x_unit="rank",
+        log_x=True,
+        from_zero=True,
+        levels=[Level(f"base rate {base:.2f} %", base)],
+    )
+    return drawing(chart, "Share of the candidates of a rank that are of the query's class.", table)
+
+
+def of_confusion(tables: Tables) -> list[Drawing]:
+    """The classes that most queries are of, and the candidates' classes."""
+    table = tables["hard_confusion"]
+    asked = table.groupby("query_class")["class_queries"].first().sort_values(ascending=False, kind="stable")
+    shown = sorted(asked.index[:CELLS])
+    name = dict(zip(table["candidate_class"], table["candidate_class_name"], strict=True))
+    name |= dict(zip(table["query_class"], table["query_class_name"], strict=True))
+    rate = {
+        (q, c): 100 * r for q, c, r in zip(table["query_class"], table["candidate_class"], table["rate"], strict=True)
+    }
+    names = [str(name[label]) for label in shown]
+    grid = Grid(
+        "Classes of the hardest 5 %", names, names, [[rate.get((row, column)) for column in shown] for row in shown]
+    )
+    some = (
+        "" if len(asked) <= CELLS else f" The {CELLS} classes of most queries, of {len(asked)}; all are in the table."
+    )
+    hardest = int(table["hardest"].iloc[0])
+    return drawing(
+        grid,
+        f"Percent of the {hardest:,} hardest candidates of a query of the row that are of the column.{some}",
+        table,
+    )
+
+
+def of_consistency(tables: Tables) -> list[Drawing]:
+    """Histogram of counts beside the null."""
+    table = tables["consistency_histogram"]
+    every = table[table["candidates"] == "all"]
+    lines = [("observed", of(every, "hits", "observed", 100.0)), ("by chance", of(every, "hits", "null", 100.0))]
+    chart = curves(
+        "For how many queries an image is hard",
+        "% of the images",
+        lines,
+        x_title="queries that have it among their hardest 5 %",
+        x_unit="queries",
+        from_zero=True,
+    )
+    return drawing(chart, "All images are candidates; thin tails are chance, thick ones are not.", every)
+
+
+def of_hubs(tables: Tables) -> list[Drawing]:
+    """Skewness and Gini index beside chance."""
+    table = tables["hubness"].set_index("statistic")
+    rows = [(f"{name}, {kind}", float(table.loc[name, column]), float("nan"))
+            for name in ("skewness", "gini", "never") for kind, column in (("found", "value"), ("by chance", "chance"))]  # fmt: skip
+    return drawing(
+        dots("Unevenness of the neighbours", "", rows),
+        f"Counts among the {int(table['neighbours'].iloc[0])} nearest; never: share of images that are nobody's neighbour.",
+        tables["hubness"],
+    )
+
+
+def of_popularity(tables: Tables) -> list[Drawing]:
+    """The one correlation."""
+    table = tables["popularity"]
+    rows = valued(table, ["correlation"], "correlation", 1.0)
+    return drawing(dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table)
+
+
+def of_proxy(tables: Tables) -> list[Drawing]:
+    """Accuracy by number of negatives, probability by rank."""
+    accuracy, matching = tables["proxy_accuracy"], tables["matching_probability"]
+    lines = [
+        ("found", of(accuracy, "negatives", "accuracy", 100.0)),
+        ("by chance", of(accuracy, "negatives", "chance", 100.0)),
+    ]
+    task = curves("Proxy accuracy", "%", lines, x_title="negatives K", x_unit="K", log_x=True, from_zero=True)
+    ranked = matching[matching["rank"] > 0]
+    curve = curves(
+        "Matching probability of negatives",
+        "%",
+        each(ranked, "temperature", "rank", "probability", 100.0, "t = {:g}"),
+        x_title="rank (1 is the hardest)",
+        x_unit="rank",
+        log_x=True,
+        from_zero=True,
+    )
+    own = "; ".join(
+        f"{100 * p:.3g} % at t = {t:g}"
+        for t, r, p in zip(matching["temperature"], matching["rank"], matching["probability"], strict=True)
+        if r == 0
+    )
+    return [
+        *drawing(task, "Share of queries whose positive beats K random negatives.", accuracy),
+        *drawing(curve, f"The positive itself has {own}.", matching),
+    ]
+
+
+def of_counts(tables: Tables) -> list[Drawing]:
+    """hard, clean, false mass and both values by number of negatives."""
+    table = tables["negative_counts"]
+    names = {"hard": "a hard one is among them", "clean": "none is false", "false_mass": "gradient on false ones"}
+    shares = [(text, of(table, "negatives", column, 100.0)) for column, text in names.items()]
+    worths = {"v(K), reconstruction": "v_reconstruction", "by gradient, ours": "v_gradient"}
+    values = [(text, of(table, "negatives", column)) for text, column in worths.items()]
+    at = f"at t = {table['temperature'].iloc[0]:g}"
+    return [
+        *drawing(
+            curves("What K negatives give", "%", shares, x_title="negatives K", x_unit="K", log_x=True, from_zero=True),
+            f"Chances over queries and draws, and the share of the gradient {at}.",
+            table,
+        ),
+        *drawing(
+            curves("Worth of K negatives", "", values, x_title="negatives K", x_unit="K", log_x=True, from_zero=True),
+            f"Informative less spoilt, a false negative costing as much as a true one gains, {at}.",
+            table,
+        ),
+    ]
+
+
+def of_agreement(tables: Tables) -> list[Drawing]:
+    """Cosine and variance by number, for both masses."""
+    table = tables["gradient_agreement"]
+    kept = {"plain": "each counts once", "preserve": "total mass of all"}
+    table = table.assign(mass=table["mass"].map(kept))
+    told = f"{int(table['draws'].iloc[0])} draws per query at t = {table['temperature'].iloc[0]:g}."
+    return [
+        plot
+        for column, title in (("cosine", "Cosine with the gradient of all"), ("variance", "Relative variance of the gradient"))
+        for plot in drawing(
+            curves(title, "", each(table, "mass", "negatives", column), x_title="negatives K", x_unit="K", log_x=True, from_zero=True),
+            told, table,
+        )
+    ]  # fmt: skip
+
+
+def estimate_name(estimate: str, prior: float) -> str:
+    """An estimate with its class prior."""
+    return estimate if pd.isna(prior) else f"{estimate}, {prior:.2g}"
+
+
+def of_estimates(tables: Tables) -> list[Drawing]:
+    """Relative error and gradient cosine of each estimate."""
+    table = tables["negative_terms"]
+    table = table[~table["estimate"].isin(["oracle", "hard oracle"])]
+    names = [estimate_name(e, p) for e, p in zip(table["estimate"], table["class_prior"], strict=True)]
+    at = f"The number after a name is its class prior. t = {table['temperature'].iloc[0]:g}, beta = {table['beta'].iloc[0]:g}."
+    return [
+        *drawing(dots("Error of the negative term", "%", valued(table, names, "relative_error")), at, table),
+        *drawing(
+            dots("Cosine of its gradient with the true", "", valued(table, names, "gradient_cosine", 1.0), from_zero=False),
+            at, table,
+        ),
+    ]  # fmt: skip
+
+
+def detector_name(row: Mapping[str, Any]) -> str:
+    """A detector with its setting."""
+    kind = row["detector"]
+    if kind == "above similarity":
+        return f"cosine > {row['threshold']:g}"
+    if kind == "quantile":
+        return f"hardest {100 * row['alpha']:g} %"
+    if kind == "clusters":
+        return f"{row['clusters']:.0f} clusters, {100 * row['acceptance']:g} %"
+    return "support views"
+
+
+def of_detectors(tables: Tables) -> list[Drawing]:
+    """Precision, recall and loss of each detector."""
+    table = tables["false_negative_detectors"]
+    names = [detector_name(row) for row in table.to_dict("records")]
+    base = f"By chance {100 * table['base_rate'].iloc[0]:.2f} %."
+    measures = (
+        ("precision", "Precision of what is found", f"Share of what is found that is false. {base}"),
+        ("recall", "Recall of false negatives", "Share of the false negatives that are found."),
+        ("hard_lost", "True hard negatives lost", "Share of the hardest 5 % of other classes that is lost: the costly error."),
+    )  # fmt: skip
+    return [
+        plot
+        for column, title, meaning in measures
+        for plot in drawing(dots(title, "%", valued(table, names, column)), meaning, table)
+    ]
+
+
+def of_checkpoints(tables: Tables) -> list[Drawing]:
+    """Ratio to chance by number of encoders."""
+    table = tables["hardness_agreement"]
+    rows = [
+        (f"hard in {e:.0f}", float(ratio), float("nan"))
+        for e, ratio in zip(table["encoders"], table["ratio"], strict=True)
+    ]
+    return drawing(
+        dots("Pairs, over chance", "times", rows), "Encoders in which a pair is among the hardest 5 %.", table
+    )

@@ -1,0 +1,125 @@
+"""What sections measure: embeddings of a set, a second view of the queries, and what is known of the images."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from contrastneg.analysis.classes import EstimatedClasses, estimated_classes
+from contrastneg.analysis.queries import ask, ask_by_class
+from contrastneg.data.module import PretrainData, StreamedCrops
+from contrastneg.data.views import finish_views
+from contrastneg.evaluate.features import HALF, evaluating
+from contrastneg.randomness import generator
+
+AT_A_TIME = 64  # images whose views are made together
+LABELS, CLASSES, CHECKPOINTS, COLUMNS = "labels", "classes", "several checkpoints", "columns"
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that a measure may look at. Row i of each part is image i."""
+
+    embeddings: Float[Tensor, "N D"]
+    """Of the plain images."""
+    positives: Float[Tensor, "N D"]
+    """Of an augmented view of each query; other rows repeat the plain image's and are read by no measure."""
+    labels: Int64[Tensor, " N"] | None
+    """Class of each image, -1 where it is unknown; None without labels."""
+    names: list[str]
+    """Class names by label."""
+    clusters: int
+    """Clusters that stand in for classes."""
+    queries: int
+    """Images that are asked about, at most."""
+    temperature: float
+    """Of the softmax whose gradient is looked at."""
+    seed: int
+    """Of all draws."""
+    columns: dict[str, Tensor | list] = field(default_factory=dict)
+    """Metadata of each image, by name."""
+    others: list[Float[Tensor, "N E"]] = field(default_factory=list)
+    """Embeddings of the same images by further encoders."""
+
+    @cached_property
+    def estimate(self) -> EstimatedClasses:
+        """Clusters of the embeddings in the place of classes."""
+        return estimated_classes(self.embeddings, self.clusters, seed=self.seed)
+
+    @property
+    def classes(self) -> Int64[Tensor, " N"] | EstimatedClasses:
+        """Labels, or without them the estimate."""
+        return self.estimate if self.labels is None else self.labels
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Arguments that all measures take."""
+        return {"queries": self.queries, "seed": self.seed}
+
+    def lacks(self, needs: frozenset[str]) -> list[str]:
+        """What of that is not there; classes always are, as an estimate if need be."""
+        there = {
+            CLASSES: True,
+            LABELS: self.labels is not None,
+            CHECKPOINTS: bool(self.others),
+            COLUMNS: bool(self.columns),
+        }
+        return [need for need in sorted(needs) if not there[need]]
+
+
+def rows_asked(
+    embeddings: Float[Tensor, "N D"], labels: Int64[Tensor, " N"] | None, queries: int, seed: int
+) -> Int64[Tensor, " Q"]:
+    """Rows that any measure asks about: those drawn from all images, and those drawn where classes are compared."""
+    rows = ask(embeddings, queries=queries, seed=seed).rows
+    if labels is None:
+        return rows
+    by_class = ask_by_class(embeddings, labels, queries=queries, seed=seed)
+    return torch.cat([rows, by_class.position[by_class.rows]]).unique()
+
+
+@torch.no_grad()
+def second_views(
+    encoder: nn.Module,
+    data: PretrainData,
+    position: Int64[Tensor, " n"],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+) -> Float[Tensor, "n F"]:
+    """Embeddings of one augmented view of some images under the encoder's recipe, on the CPU.
+
+    Args:
+        encoder: (B, C, S, S) to (B, F), on the device.
+        data: Gives the "train" images and the recipe.
+        position: Which of them.
+        device: Where the encoder is.
+        dtype: Its arithmetic.
+        seed: Of the views.
+    """
+    rows = []
+    with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
+        for part in position.split(AT_A_TIME):
+            view = views_of(data, part, seed).to(device)
+            rows.append(encoder(view.contiguous(memory_format=data.memory_format)).float().cpu())
+    return torch.cat(rows)
+
+
+def views_of(data: PretrainData, position: Int64[Tensor, " n"], seed: int) -> Float[Tensor, "n C S S"]:
+    """One augmented view of each image, the same whichever others are asked for with it."""
+    source = data.sets["train"]
+    assert source is not None
+    crops_of = StreamedCrops(source, data.views, seed, data.skip_bad_images)
+    views = []
+    for place in position.tolist():
+        crops = crops_of[0, place][1][None]
+        views.append(finish_views(crops, data.views, generator(seed, "analyze", "views", place))[0])
+    return torch.cat(views)
+
+
+def view_pictures(data: PretrainData, position: Int64[Tensor, " n"], seed: int) -> UInt8[Tensor, "n 3 S S"]:
+    """The views of :func:`views_of` as pictures."""
+    return data.pictures(views_of(data, position, seed))

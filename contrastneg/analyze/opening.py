@@ -1,0 +1,94 @@
+"""What an analysis looks at: the encoder up to a layer, the images, and the folder of the results."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from contrastneg.analyze.settings import Analyze
+from contrastneg.data.address import short_name
+from contrastneg.data.module import PretrainData
+from contrastneg.data.opening import limited, loading_of, usable
+from contrastneg.data.sources import ImageSet, open_source
+from contrastneg.evaluate.cache import weights_of
+from contrastneg.runfolder import newest_checkpoint
+from contrastneg.subjects import Layer, Subject, open_subject
+
+
+def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
+    """An encoder and the layer that is looked at; a run's projector comes from its checkpoint.
+
+    Raises:
+        ValueError: There is no such encoder, or no projection head although it is asked for.
+    """
+    subject = opened(config, address)
+    if config.layer != "backbone" and subject.projector is None and is_whole_run(subject, address):
+        with suppress(ValueError):  # no checkpoint: then there is no projector
+            other = opened(config, str(newest_checkpoint(subject.run)))
+            if weights_of(other.network) == weights_of(subject.network):
+                subject = replace(subject, projector=other.projector)
+    layer = config.layer if config.layer != "auto" else "backbone" if subject.projector is None else "projector"
+    subject.encoder(layer)  # refuses a layer that is not there
+    return subject, layer
+
+
+def opened(config: Analyze, address: str) -> Subject:
+    """An encoder as the settings say."""
+    return open_subject(
+        address,
+        backbone=config.backbone,
+        prefix=config.prefix,
+        random_init=config.random_init,
+        size=config.size,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+    )
+
+
+def is_whole_run(subject: Subject, address: str) -> bool:
+    """Whether the address is that of a run, not of one of its checkpoints."""
+    return subject.run is not None and (
+        address.rstrip("/") == str(subject.run) or address.endswith("encoder.safetensors")
+    )
+
+
+def images_of(config: Analyze, address: str, channels: int) -> tuple[ImageSet, list[str]]:
+    """The images, those of them that can be read, and what is to be known of them.
+
+    Raises:
+        ValueError: They cannot be opened, or fewer than two can be read.
+    """
+    labels = False if config.unlabelled else None
+    opened = open_source(address, split=config.split, root=config.root, channels=channels, labels=labels)
+    found = usable(opened, config, config.loading == "memory")
+    notes = [*found.notes]
+    source = limited(found.images, "compared", config.limit_images, config.seed, notes)
+    if len(source) < 2:
+        raise ValueError(f"{address} has {len(source)} images that can be read: a query needs at least one other image")
+    return source, notes
+
+
+def data_of(config: Analyze, subject: Subject, source: ImageSet) -> PretrainData:
+    """The images as an encoder wants them."""
+    return PretrainData(
+        source,
+        subject.views,
+        source,
+        loading=loading_of(source, config),
+        workers=config.workers,
+        seed=config.seed,
+        channels_last=True,
+        skip_bad_images=config.on_bad_image == "skip",
+    )
+
+
+def folder_of(config: Analyze, subject: Subject, source: ImageSet, layer: Layer) -> Path:
+    """Where results go."""
+    if config.out is not None:
+        return config.out
+    marks = ["test"] * (config.split == "test") + [layer] + ["random"] * config.random_init
+    name = short_name(source.name)
+    if subject.run is not None:
+        parts = [name, *([] if is_whole_run(subject, config.encoder) else [Path(config.encoder).stem]), *marks]
+        return subject.run / "analysis" / "-".join(parts)
+    return Path("analyses") / "-".join([f"{subject.name}-on-{name}", *marks])

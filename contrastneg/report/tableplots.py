@@ -1,0 +1,156 @@
+"""Charts of tables: curves over any horizontal axis, also a logarithmic one, and values with their intervals by name."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from contrastneg.report.comparison import NAME_LENGTH, Whisker, Whiskers
+from contrastneg.report.plots import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Chart,
+    Level,
+    Point,
+    Series,
+    Tick,
+    draw_levels,
+    line,
+    nice_ticks,
+    thin,
+    tick_text,
+    value_text,
+)
+
+STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
+NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 132, 345, 22, 10  # of a chart of names, in its own units
+PER_DECADE = 60  # points of a line on a logarithmic axis
+INTERVAL = 1.96  # standard errors on each side: 95 %
+
+
+def curves(
+    title: str,
+    unit: str,
+    series: Sequence[tuple[str, Sequence[Point]]],
+    *,
+    x_title: str,
+    x_unit: str = "",
+    log_x: bool = False,
+    from_zero: bool = False,
+    levels: Sequence[Level] = (),
+) -> Chart | None:
+    """Lines over one axis, told apart by colour, dashes and a legend; None where nothing is finite.
+
+    Args:
+        title: What is plotted.
+        unit: Unit of the values; may be empty.
+        series: Name and points of each line.
+        x_title: Title of the horizontal axis.
+        x_unit: What a point's place is called when it is read out; empty: the title.
+        log_x: Whether the horizontal axis is logarithmic; points at 0 and below are then left out.
+        from_zero: Whether the vertical axis has 0 on it.
+        levels: Horizontal lines to compare with.
+    """
+    lines = [
+        (Series(name, shown, STYLES[place % len(STYLES)]), shown)
+        for place, (name, points) in enumerate(series)
+        if (shown := thinned([p for p in points if all(map(math.isfinite, p))], log_x))
+    ]
+    if not lines:
+        return None
+    xs, ys = zip(*(point for _, points in lines for point in points), strict=True)
+    heights = [*ys, *(level.value for level in levels), *([0.0 if any(ys) else 1.0] if from_zero else [])]
+    y_ticks = nice_ticks(min(heights), max(heights))
+    x_ticks = powers(min(xs), max(xs)) if log_x else nice_ticks(min(xs), max(xs))
+    first, last = (min(xs), max(xs)) if log_x else (x_ticks[0], x_ticks[-1])
+
+    def place_of(x: float) -> float:
+        share = math.log(x / first) / (math.log(last / first) or 1.0) if log_x else (x - first) / (last - first)
+        return LEFT + (RIGHT - LEFT) * share
+
+    def down(y: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+
+    step = x_ticks[1] - x_ticks[0]
+    return Chart(
+        title=title,
+        unit=unit,
+        x_title=x_title,
+        description="; ".join(told(title, unit, one, points, x_unit or x_title) for one, points in lines),
+        x_ticks=[Tick(place_of(x), power_text(x) if log_x else tick_text(x, step)) for x in x_ticks],
+        y_ticks=[Tick(down(y), tick_text(y, y_ticks[1] - y_ticks[0])) for y in y_ticks],
+        lines=[line(s, ps, [(place_of(x), down(y)) for x, y in ps], unit, x_unit) for s, ps in lines],
+        levels=draw_levels([(down(level.value), level.label) for level in levels]),
+        remark="",
+        legend=len(lines) > 1,
+    )
+
+
+def thinned(points: Sequence[Point], log_x: bool) -> list[Point]:
+    """As many points as can be told apart: on a logarithmic axis the first of those that fall together."""
+    if not log_x:
+        return thin(points)
+    kept: dict[int, Point] = {}
+    for x, y in points:
+        if x > 0:
+            kept.setdefault(round(PER_DECADE * math.log10(x)), (x, y))
+    return list(kept.values())
+
+
+def powers(low: float, high: float) -> list[float]:
+    """Powers of ten within a span; its ends, too, where fewer than two are."""
+    found = [10.0**n for n in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)]
+    return found if len(found) > 1 else [low, high] if high > low else [low, 10 * low]
+
+
+def power_text(x: float) -> str:
+    """A tick of a logarithmic axis."""
+    return f"{x:,.0f}" if x >= 1 else f"{x:g}"
+
+
+def told(title: str, unit: str, series: Series, points: Sequence[Point], x_unit: str) -> str:
+    """A line in one sentence, for readers who do not see it."""
+    (first_x, first), (last_x, last) = points[0], points[-1]
+    of = f" {unit}".rstrip()
+    values = [y for _, y in points]
+    return (
+        f"{title} ({series.label}): from {value_text(first)}{of} at {x_unit} {value_text(first_x)} to {value_text(last)}{of} at "
+        f"{value_text(last_x)}, between {value_text(min(values))} and {value_text(max(values))}"
+    )
+
+
+def dots(title: str, unit: str, rows: Sequence[tuple[str, float, float]], *, from_zero: bool = True) -> Whiskers | None:
+    """A value with its 95 % interval for each name; None where nothing is finite.
+
+    Args:
+        title: What is plotted.
+        unit: Unit of the values; may be empty.
+        rows: Name, value, standard error (NaN where there is none).
+        from_zero: Whether 0 is on the axis.
+    """
+    known = [
+        (name, value, 0.0 if math.isnan(error) else INTERVAL * error)
+        for name, value, error in rows
+        if math.isfinite(value)
+    ]
+    if not known:
+        return None
+    ends = [end for _, value, half in known for end in (value - half, value + half)]
+    marks = nice_ticks(min([*ends, *([0.0] if from_zero else [])]), max(ends), 4)
+
+    def across(value: float) -> float:
+        return round(NAMES_WIDTH + (RIGHT_OF_DOTS - NAMES_WIDTH) * (value - marks[0]) / (marks[-1] - marks[0]), 1)
+
+    drawn = []
+    for place, (name, value, half) in enumerate(known):
+        text = f"{name}: {value_text(value)}" + (f" ± {value_text(half)}" if half else "") + f" {unit}".rstrip()
+        short = name if len(name) <= NAME_LENGTH + 6 else f"{name[: NAME_LENGTH + 5]}…"
+        y = TOP_OF_DOTS + LINE * (place + 0.5)
+        drawn.append(Whisker(y, short, across(value), across(value - half), across(value + half), text))
+    bottom = TOP_OF_DOTS + LINE * len(known)
+    title_and_unit = f"{title} ({unit})" if unit else title
+    ticks = [Tick(across(mark), tick_text(mark, marks[1] - marks[0])) for mark in marks]
+    description = f"{title_and_unit}: " + "; ".join(whisker.text for whisker in drawn)
+    found = Whiskers(title_and_unit, description, drawn, ticks, bottom, bottom + 24)
+    return replace(found, left=NAMES_WIDTH, right=RIGHT_OF_DOTS)

@@ -1,0 +1,220 @@
+"""From an address to an analysis: numbers are those of the measures, sections that lack something say so, folders are kept."""
+
+import json
+from dataclasses import fields
+
+import pandas as pd
+import pytest
+import torch
+from small_runs import write_encoder
+
+QUICK = {"limit_images": 640, "queries": 48, "gallery": 4}
+
+
+def analyzed(run, **settings):
+    from contrastneg.analyze.run import analyze
+    from contrastneg.analyze.settings import Analyze
+
+    return analyze(Analyze(encoder=str(run), **{**QUICK, **settings}))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = write_encoder(tmp_path_factory.mktemp("runs") / "shapes-1")
+    return run, *analyzed(run)
+
+
+def test_every_section_is_measured_or_says_why_not(whole):
+    from contrastneg.analyze.sections import SECTIONS
+
+    run, folder, found = whole
+    assert folder == run / "analysis" / "shapes-backbone"
+    assert set(found.tables) | set(found.left_out) == set(SECTIONS)
+    assert set(found.left_out) == {"popularity", "checkpoints"}
+    assert found.left_out["checkpoints"] == "needs several checkpoints, which are not there"
+    assert "classes of one size" in found.left_out["popularity"]
+    told = json.loads((folder / "analysis.json").read_text())
+    files = {file for section in told["sections"].values() for file in section["files"]}
+    assert files | {"gallery.csv"} == {path.name for path in folder.glob("*.csv")}
+    for tables in found.tables.values():
+        for name, table in tables.items():
+            assert len(pd.read_csv(folder / f"{name}.csv")) == len(table)
+            assert {"images", "seed"} <= set(table) or name in ("rank_band", "popularity")
+
+
+def test_tables_are_those_of_the_measures_on_the_embeddings_themselves(whole):
+    from contrastneg import analysis
+    from contrastneg.analyze.material import rows_asked
+    from contrastneg.analyze.opening import images_of, subject_of
+    from contrastneg.analyze.run import embedded
+    from contrastneg.analyze.settings import Analyze
+
+    run, folder, found = whole
+    config = Analyze(encoder=str(run), **QUICK)
+    subject, layer = subject_of(config, str(run))
+    source, _ = images_of(config, "shapes", 3)
+    _, material, _ = embedded(config, [subject], layer, source, folder, lambda line: None)
+    pixels = source.load().float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (subject.views.mean, subject.views.std))
+    small = torch.nn.functional.interpolate(pixels, size=(16, 16), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = subject.network((small - mean) / std)
+    assert torch.nn.functional.cosine_similarity(material.embeddings, expected).min() > 0.99
+    bins = analysis.hardness_bins(material.embeddings, source.labels, queries=48, seed=0)
+    pd.testing.assert_frame_equal(found.tables["hardness"]["hardness_bins"], bins)
+    moved = (material.positives != material.embeddings).any(dim=1).nonzero().flatten()
+    assert moved.tolist() == rows_asked(material.embeddings, source.labels, 48, 0).tolist()  # and no other row
+
+
+def test_answers_hold_numbers_of_the_tables(whole):
+    _, folder, found = whole
+    numbers = {name: value for answer in found.answers for name, value in answer.numbers.items()}
+    bins = pd.read_csv(folder / "hardness_bins.csv")
+    assert numbers["base rate"] == pytest.approx(bins["base_rate"][0])
+    assert numbers["same class, hardest 0.1 %"] == pytest.approx(bins["rate"][0])
+    assert numbers["recall of the hardest 5 %"] == pytest.approx(bins["recall"][:2].sum())
+    shares = pd.read_csv(folder / "gradient_shares.csv")
+    hard = shares[(shares["temperature"] == 0.1) & (shares["upper"] <= 0.05)]["share"].sum()
+    assert numbers["gradient share of the hardest 5 %"] == pytest.approx(hard)
+    assert numbers["K*"] == pytest.approx(pd.read_csv(folder / "best_number.csv")["best"][0])
+    terms = pd.read_csv(folder / "negative_terms.csv").set_index("estimate")
+    assert numbers["error, biased"] == pytest.approx(terms["relative_error"]["biased"])
+    text = " ".join(sentence for answer in found.answers for sentence in answer.sentences)
+    assert f"{100 * bins['base_rate'][0]:.3g} % of all candidates" in text
+    assert all(answer.headline != "–" for answer in found.answers)
+
+
+def test_the_gallery_table_says_the_truth_about_each_pair(whole):
+    from contrastneg.data.shapes import shapes
+    from contrastneg.data.subsets import limit_images
+
+    _, folder, found = whole
+    table = pd.read_csv(folder / "gallery.csv", keep_default_na=False)
+    source = limit_images(shapes("train"), 640, 0)
+    for row in table.to_dict("records"):
+        own, its = (source.classes[source.labels[row[name]]] for name in ("query", "candidate"))
+        assert (row["query_class"], row["class"], row["kind"]) == (own, its, "same" if own == its else "other")
+        assert row["bin"] == (0 if row["rank"] <= 1 else 1 if row["rank"] <= 32 else 2)
+    assert table["query"].nunique() == 4
+    assert table["query_class"].nunique() == 4
+    assert (table.groupby("query")["cosine"].diff().dropna() <= 1e-6).all()
+    assert len(found.gallery.queries) == 4
+
+
+def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_out(tmp_path):
+    run = write_encoder(tmp_path / "run")
+    folder, found = analyzed(
+        run, unlabelled=True, clusters=12, sections=("hardness", "confusion", "detectors", "gradient")
+    )
+    assert set(found.tables) == {"hardness", "gradient"}
+    assert found.left_out["detectors"] == "needs labels, which are not there"
+    assert set(found.tables["hardness"]["hardness_bins"]["classes"]) == {"estimate: 12 clusters, seed 0"}
+    assert any("rates of false negatives are estimates" in note for note in found.notes)
+    assert found.answers[1].sentences[0].startswith("Estimated (estimate: 12 clusters, seed 0): ")
+    assert found.answers[2].sentences == ["Not measured: the sections that tell were left out, below is why."]
+    page = (folder / "analysis.html").read_text()
+    assert 'id="by-class"' not in page
+    assert "classes: estimate: 12 clusters" in page
+    assert not (pd.read_csv(folder / "gallery.csv")["kind"] != "unknown").any()
+
+
+def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_path):
+    from contrastneg.__main__ import main
+
+    run = tmp_path / "run"
+    quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
+    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.dim", "24"]
+    assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
+    folder, found = analyzed(run, limit_images=200, sections=("gradient",), gallery=0)
+    assert folder == run / "analysis" / "shapes-projector"
+    assert found.context["layer"] == "projector"
+    assert found.context["width"] == 24
+    assert (
+        analyzed(run, limit_images=200, sections=("gradient",), gallery=0, layer="backbone")[0].name
+        == "shapes-backbone"
+    )
+
+
+def test_several_checkpoints_are_compared(tmp_path):
+    run, other = write_encoder(tmp_path / "run"), write_encoder(tmp_path / "other", seed=1)
+    _, found = analyzed(run, checkpoints=(str(other), str(run)), sections=("checkpoints",), gallery=0)
+    table = found.tables["checkpoints"]["hardness_agreement"]
+    assert table["encoders"].tolist() == [0, 1, 2, 3]
+    assert table["observed"].sum() == pytest.approx(1)
+    assert table["ratio"].iloc[3] > 10
+
+
+def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer_asked_for_go(tmp_path):
+    run, other = write_encoder(tmp_path / "run"), write_encoder(tmp_path / "other", seed=1)
+    quick = {"sections": ("gradient", "ranks"), "gallery": 0, "out": tmp_path / "out"}
+    analyzed(run, **quick)
+    (tmp_path / "out" / "mine.csv").write_text("kept")
+    before = sorted(path.name for path in (tmp_path / "out").glob("*"))
+    with pytest.raises(
+        ValueError, match="holds an analysis with other weights: give --out for this one, or --overwrite"
+    ):
+        analyzed(other, **quick)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == before
+    analyzed(other, **{**quick, "sections": ("gradient",)}, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == [
+        "effective_negatives.csv", "gradient_shares.csv", "mine.csv",
+    ]  # fmt: skip
+
+
+def test_embeddings_are_found_again(tmp_path, monkeypatch):
+    from contrastneg.evaluate import cache
+
+    run = write_encoder(tmp_path / "run")
+    quick = {"sections": ("gradient",), "gallery": 0}
+    _, first = analyzed(run, **quick)
+
+    def forbidden(*arguments, **settings):
+        raise AssertionError("embedded anew")
+
+    monkeypatch.setattr(cache, "features_of", forbidden)
+    _, again = analyzed(run, **quick)
+    for name, table in first.tables["gradient"].items():
+        pd.testing.assert_frame_equal(again.tables["gradient"][name], table)
+
+
+def test_a_collapsed_encoder_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from contrastneg.__main__ import main
+
+    run = write_encoder(tmp_path / "run")
+    path = run / "encoder.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    save_file({name: tensor * 0 for name, tensor in load_file(path).items()}, path, metadata=about)
+    assert main(["analyze", str(run), "--limit-images", "50"]) == 2
+    told = capsys.readouterr().err
+    assert "50 of 50 embeddings are not finite or zero" in told
+    assert told.count("\n") == 1
+    assert not list((run / "analysis" / "shapes-backbone").glob("*.html"))
+
+
+def test_the_terminal_tells_the_four_answers(tmp_path, capsys):
+    from contrastneg.__main__ import main
+
+    run = write_encoder(tmp_path / "run")
+    arguments = ["--limit-images", "300", "--queries", "32", "--sections", "hardness,gradient", "--gallery", "0"]
+    assert main(["analyze", str(run), *arguments]) == 0
+    told = capsys.readouterr().out
+    for question in (
+        "How hard are my negatives?",
+        "How many are false?",
+        "How many do I need?",
+        "What would each method",
+    ):
+        assert question in told
+    assert "analysis.html" in told
+
+
+def test_every_section_stands_on_needs_that_material_knows():
+    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS, Material
+    from contrastneg.analyze.sections import SECTIONS
+
+    assert all(section.needs <= {LABELS, CLASSES, CHECKPOINTS, COLUMNS} for section in SECTIONS.values())
+    assert {field.name for field in fields(Material)} >= {"embeddings", "positives", "labels", "columns", "others"}

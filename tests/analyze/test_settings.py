@@ -1,0 +1,48 @@
+"""The command line of an analysis."""
+
+import pytest
+
+
+def parsed(*arguments):
+    from contrastneg.options import parse_analyze
+
+    return parse_analyze(list(arguments))
+
+
+def test_encoder_and_data_may_stand_first_and_sections_are_written_with_commas():
+    settings = parsed("run", "data", "--sections", "detectors,hardness", "--limit-images", "100", "--random-init")
+    assert (settings.encoder, settings.data, settings.limit_images) == ("run", "data", 100)
+    assert settings.random_init
+    assert settings.asked == ("hardness", "detectors")  # in the order of the page
+
+
+def test_all_means_every_section():
+    from contrastneg.analyze.sections import SECTIONS
+
+    assert parsed("run").asked == parsed("run", "--sections", "all").asked == tuple(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no encoder: name a run folder"),
+        (["run", "--sections", "hardnes"], "sections holds 'hardnes': choose from hardness, gradient"),
+        (["run", "--temperature", "0"], "temperature is 0.0: give more than 0"),
+        (["run", "--queries", "0"], "queries is 0"),
+        (["run", "--clusters", "1"], "clusters is 1"),
+        (["run", "--query", "3"], "query"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        parsed(*arguments)
+
+
+def test_the_help_of_the_verb_lists_the_sections(capsys):
+    from contrastneg.__main__ import main
+    from contrastneg.analyze.sections import SECTIONS
+
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(name in told for name in SECTIONS)

@@ -1,0 +1,54 @@
+"""Charts of tables: axes, what is read out, and what is left out."""
+
+import math
+
+import pytest
+
+
+def test_a_logarithmic_axis_places_powers_evenly_and_leaves_out_what_has_no_logarithm():
+    from contrastneg.report.tableplots import curves
+
+    points = [(0.0, 9.0), (1.0, 1.0), (10.0, 2.0), (100.0, 3.0)]
+    chart = curves("A", "%", [("one", points)], x_title="rank", log_x=True)
+    assert [tick.text for tick in chart.x_ticks] == ["1", "10", "100"]
+    gaps = [b.at - a.at for a, b in zip(chart.x_ticks, chart.x_ticks[1:], strict=False)]
+    assert gaps[0] == pytest.approx(gaps[1])
+    assert chart.description == "A (one): from 1 % at rank 1 to 3 % at 100, between 1 and 3"
+    assert not chart.legend
+
+
+def test_a_long_line_keeps_its_head_on_a_logarithmic_axis():
+    from contrastneg.report.tableplots import thinned
+
+    kept = thinned([(float(rank), 1 / rank) for rank in range(1, 2000)], log_x=True)
+    assert kept[:5] == [(float(rank), 1 / rank) for rank in range(1, 6)]
+    assert len(kept) < 200
+
+
+def test_a_linear_axis_may_begin_below_zero_and_several_lines_have_a_legend():
+    from contrastneg.report.tableplots import curves
+
+    chart = curves("A", "", [("one", [(-0.5, 1.0), (0.5, 2.0)]), ("two", [(0.0, 0.0)])], x_title="cosine")
+    assert chart.x_ticks[0].text.startswith("-0.")
+    assert chart.left <= min(tick.at for tick in chart.x_ticks)
+    assert chart.legend
+    assert [line.style for line in chart.lines] == ["stage1", "stage2"]
+
+
+def test_nothing_finite_is_nothing_to_draw():
+    from contrastneg.report.tableplots import curves, dots
+
+    assert curves("A", "", [("one", [(1.0, math.nan)])], x_title="x") is None
+    assert dots("A", "", [("one", math.nan, 0.1)]) is None
+
+
+def test_a_value_stands_between_the_ends_of_its_95_percent_interval():
+    from contrastneg.report.tableplots import dots
+
+    drawn = dots("A", "%", [("one", 50.0, 5.0), ("two", 10.0, math.nan)])
+    one, two = drawn.whiskers
+    assert one.high - one.at == pytest.approx(one.at - one.low, abs=0.15)
+    scale = (one.at - two.at) / 40
+    assert (one.high - one.at) / scale == pytest.approx(1.96 * 5, rel=0.02)
+    assert two.low == two.at == two.high
+    assert drawn.description == "A (%): one: 50 ± 9.8 %; two: 10 %"
