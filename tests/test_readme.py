@@ -96,7 +96,9 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_the_embeddings_of_the_readme_are_measured(capsys):
     exec(next(block for block in blocks("python") if "hardness_bins" in block), {})
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("rate_se", "0.001", "above similarity", "hard_lost", "reconstruction", "mixes"))
+    assert all(
+        word in shown for word in ("rate_se", "0.001", "above similarity", "hard_lost", "reconstruction", "mixes")
+    )
 
 
 def test_every_verb_and_config_that_the_readme_names_is_there():
