@@ -13,7 +13,7 @@ if [ ! -e "$stamp" ]; then
         echo "contrastneg needs Python 3.11 or newer; name one with PYTHON=/path/to/python" >&2
         exit 2
     }
-    echo "Making $venv (a few minutes, once) ..."
+    [ -e "$venv" ] && echo "Bringing $venv up to date with $root ..." || echo "Making $venv (a few minutes, once) ..."
     "$python" -m venv "$venv"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     if [ "$(uname -sm)" = "Linux x86_64" ]; then
