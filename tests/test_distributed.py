@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch.testing import assert_close
 
 WORLD, WIDTH, DIM, T = 2, 5, 4, 0.3
@@ -251,7 +251,7 @@ def two_processes(rank, init, out):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(two_processes, (f"file://{folder}/init", str(folder)), nprocs=WORLD)
+    in_two_processes(two_processes, f"file://{folder}/init", str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from small_stages import small, smaller, with_those_before
 from torch.testing import assert_close
 from try_all import ATTRACTED, LOSSES, STAGES, built, named
@@ -167,7 +167,7 @@ def one_of_two(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_of_two, (str(folder),), nprocs=WORLD)
+    in_two_processes(one_of_two, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -1,14 +1,14 @@
 """What the README shows works as it stands there."""
 
-import os
+import csv
+import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
@@ -62,12 +62,10 @@ def test_the_own_stage_of_the_readme_trains_with_the_settings_as_printed_and_wit
         "--method.backbone.width": "0.125", "--method.queue_size": "64", "--final_scores": "false", "--knn_every": "0",
         "--probe": "false", "--accelerator": "cpu", "--run": "run", "--log_every": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "contrastneg", "pretrain", "shapes", "--config", "own.yaml"]
-    process = subprocess.run(
-        [*command, *(word for pair in tiny.items() for word in pair)],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    command = ["pretrain", "shapes", "--config", "own.yaml", *(word for pair in tiny.items() for word in pair)]
+    process = Command(*command, cwd=tmp_path)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
     assert "negatives/1_DropHardest/kept" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
@@ -115,23 +113,25 @@ def test_every_verb_and_config_that_the_readme_names_is_there():
     assert all((root / config).exists() for config in configs)
 
 
-def test_the_torchrun_command_of_the_readme_starts_one_run(tmp_path):
+def test_the_two_processes_of_the_readmes_torchrun_command_share_one_run(tmp_path):
     command = next(block for block in blocks("bash") if "torchrun" in block).replace("\\\n", " ")
     words = shlex.split(next(line for line in command.splitlines() if line.startswith("torchrun")))
     (tmp_path / "tiny.yaml").write_text(
-        "{limit_images: 50, epochs: 1, batch_size: 8, final_scores: false, knn_every: 0, accelerator: cpu, views: {size: 16},"
+        "{limit_images: 50, epochs: 1, batch_size: 8, log_every: 1, final_scores: false, knn_every: 0, accelerator: cpu, views: {size: 16},"
         " method: {class_path: MoCo, init_args: {queue_size: 20, backbone: {name: resnet9, width: 0.125}}}}"
     )
     after = {
         "--nproc-per-node": "2", "--devices": "2", "--nnodes": "1", "--nodes": "1", "--rdzv-endpoint": "localhost:0",
-        "pretrain": "shapes", "--config": str(tmp_path / "tiny.yaml"), "--run": str(tmp_path / "run"),
+        "pretrain": "shapes", "--config": str(tmp_path / "tiny.yaml"), "--run": str(tmp_path / "runs" / "one"),
     }  # fmt: skip
     assert after.keys() <= set(words)
     words = [after.get(name, word) for name, word in zip(["", *words], words, strict=False)]
     assert words[0] == "torchrun"
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words[1:]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=150,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert (tmp_path / "run" / "summary.json").exists()
+    process = Command(*words[1:], module="torch.distributed.run")
+    printed, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert printed.count("epoch   1/1") == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
+    with (tmp_path / "runs" / "one" / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4  # three steps and the epoch, written once
+    assert json.loads((tmp_path / "runs" / "one" / "summary.json").read_text())["method"] == "MoCo"

@@ -16,6 +16,7 @@ Every number is a function of (seed, split); parameters are drawn in float64 and
 machines agree up to rare rounding ties.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def shapes(split: str, seed: int = 0) -> "ImageSet":
     """
     from contrastneg.data.sources import in_memory_set  # here: sources.py opens this set by its name
 
-    images, labels, columns = render_shapes(split, seed)
+    images, labels, columns = _rendered(split, seed)
     return in_memory_set(images, labels, class_names(), {**columns}, name="shapes", split=split)
 
 
@@ -116,6 +117,9 @@ def render_shapes(
     }
     images = paint(scenes, generator(seed, "shapes", split, "noise"))
     return images[order], scenes.label[order], {name: column[order] for name, column in columns.items()}
+
+
+_rendered = functools.lru_cache(maxsize=2)(render_shapes)  # a run opens both splits several times
 
 
 @dataclass(frozen=True)

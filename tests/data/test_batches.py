@@ -1,13 +1,11 @@
 """Which images share a batch: walks on a graph of similar images."""
 
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import two_commands
 
 
 def cliques(count, size):
@@ -284,12 +282,10 @@ def stop_at(epoch, batch):
 
 def test_two_processes_walk_the_same_batches(tmp_path):
     (tmp_path / "settings.yaml").write_text(SETTINGS)
-    command = [sys.executable, "-m", "contrastneg", "pretrain", "--config", tmp_path / "settings.yaml"]
     options = ["--devices", "2", "--batch_size", "4", "--epochs", "2", "--run", tmp_path / "run"]
-    done = subprocess.run(
-        [*map(str, command + options)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    for process in two_commands("pretrain", "--config", tmp_path / "settings.yaml", *options):
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
     assert len(losses(tmp_path / "run")) == 12
 
 

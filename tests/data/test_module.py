@@ -72,7 +72,7 @@ def test_the_number_of_loader_processes_changes_nothing(pictures):
 
 
 def test_loader_processes_of_the_training_may_be_spawned_and_stay_for_the_next_epoch(pictures):
-    data, alone = data_of(pictures, loading="stream", workers=2), data_of(pictures, loading="stream")
+    data, alone = data_of(pictures, loading="stream", workers=1), data_of(pictures, loading="stream")
     loader = data.train_dataloader()
     loader.workers.multiprocessing_context = "spawn"
     assert loader.workers.persistent_workers

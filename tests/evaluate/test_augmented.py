@@ -3,17 +3,14 @@
 import hashlib
 import math
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import script_in_two_processes
 from torch.testing import assert_close
 
 CPU = torch.device("cpu")
-HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture
@@ -198,13 +195,12 @@ def test_unknown_recipes_and_values_out_of_range_are_refused():
 
 RANKS = """
 import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[4])
 from contrastneg import Views
 from contrastneg.data.module import PretrainData
 from coloured import coloured
 from contrastneg.evaluate.augmented import LinearRecipe, augmented_score
 from contrastneg.evaluate.finetune import FinetuneRecipe, finetune_score
-rank, store, out, cpu = int(sys.argv[1]), sys.argv[2], sys.argv[3], torch.device("cpu")
+rank, store, out, cpu = int(sys.argv[1]), sys.argv[2], f"{sys.argv[3]}/{sys.argv[1]}.pt", torch.device("cpu")
 train, test = coloured(100, 1), coloured(33, 2, "test")
 class Plain(torch.nn.Sequential):
     def __init__(self):
@@ -231,17 +227,7 @@ torch.save({"whole": whole, "shared": shared}, out)
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_two_processes_score_what_one_scores_in_linear_protocol_and_fine_tuning(tmp_path):
     store = (tmp_path / "store").as_uri()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), store, str(tmp_path / f"{rank}.pt"), str(HELPERS)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    script_in_two_processes(RANKS, store, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert 0 < first["whole"][0]["linear"].sum() < 33
     assert not torch.equal(first["whole"][0]["linear"], first["whole"][0]["tuned"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import script_in_two_processes
 from torch.testing import assert_close
 
 
@@ -97,7 +98,7 @@ from contrastneg.data.sources import in_memory_set
 from contrastneg.evaluate.features import extract
 from contrastneg.evaluate.knn import knn_score
 from contrastneg.evaluate.online import OnlineProbe
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, store, out = int(sys.argv[1]), sys.argv[2], f"{sys.argv[3]}/{sys.argv[1]}.pt"
 draw = torch.Generator().manual_seed(0)
 pixels = torch.randint(0, 256, (23, 3, 16, 16), generator=draw, dtype=torch.uint8)
 pictures = in_memory_set(pixels, torch.arange(23) % 3, name="pictures")
@@ -134,8 +135,6 @@ torch.save({"whole": whole, "shared": shared, "probe": probe.layer.state_dict(),
 
 
 def test_two_processes_get_what_one_gets_also_where_one_has_no_image_and_where_one_image_breaks(tmp_path):
-    import subprocess
-    import sys
 
     from PIL import Image
 
@@ -143,18 +142,7 @@ def test_two_processes_get_what_one_gets_also_where_one_has_no_image_and_where_o
         (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(tmp_path / "set" / "ab"[i % 2] / f"{i:02}.png")
     store = (tmp_path / "store").as_uri()
-    command = [sys.executable, "-c", RANKS]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), store, str(tmp_path / f"{rank}.pt"), str(tmp_path / "set")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    script_in_two_processes(RANKS, store, tmp_path, tmp_path / "set")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert 0 < first["whole"]["right"].sum() < 23  # else their order would not show
     for found in (first, second):

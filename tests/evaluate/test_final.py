@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import script_in_two_processes
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ from contrastneg.data.module import PretrainData
 from contrastneg.data.imageset import in_memory_set
 from contrastneg.data.views import Views
 from contrastneg.evaluate import final
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, store, out = int(sys.argv[1]), sys.argv[2], f"{sys.argv[3]}/{sys.argv[1]}.pt"
 draw = torch.Generator().manual_seed(0)
 pixels = torch.randint(0, 256, (100, 3, 16, 16), generator=draw, dtype=torch.uint8)
 pictures = in_memory_set(pixels, torch.arange(100) % 7, name="pictures")
@@ -199,23 +200,11 @@ torch.save({"alone": alone, "shared": shared, "fits": fits, "failed": failed}, o
 
 def test_of_two_processes_the_first_fits_alone_and_both_get_its_rows(tmp_path):
     import socket
-    import subprocess
-    import sys
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         store = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), store, str(tmp_path / f"{rank}.pt")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    script_in_two_processes(RANKS, store, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert (first["fits"], second["fits"]) == ([60] * 3, [])
     assert first["alone"] == first["shared"] == second["shared"]

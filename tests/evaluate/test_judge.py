@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import two_commands
 from small_runs import write_encoder
 
 QUICK = {"limit_images": 300, "limit_test_images": 101}
@@ -165,19 +163,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     [(_, alone)] = judged(run, protocols=("knn", "logistic", "geometry"), out=tmp_path / "one", baselines=False)
     options = ["--protocols", "knn,logistic,geometry", "--out", str(tmp_path / "two"), "--baselines", "false"]
     limits = ["--limit-images", "300", "--limit-test-images", "101"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "-m",
-        "contrastneg",
-        "evaluate",
-        str(run),
-    ]
-    subprocess.run(
-        [*command, *options, *limits], check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    for process in two_commands("evaluate", run, *options, *limits):
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
     from contrastneg.evaluate.results import read_evaluation
 
     both = read_evaluation(tmp_path / "two")

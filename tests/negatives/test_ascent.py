@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch.testing import assert_close
 
 WORLD = 2
@@ -49,7 +49,7 @@ def one_of_two(rank, init, out):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_of_two, (f"file://{folder}/init", str(folder)), nprocs=WORLD)
+    in_two_processes(one_of_two, f"file://{folder}/init", str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 
 from contrastneg.negatives import Clock, Facts, GlobalQuantile, Negatives
 from contrastneg.schedules import Step
@@ -128,26 +128,19 @@ def test_thresholds_survive_a_checkpoint_bit_by_bit():
         assert torch.equal(saved, again.state_dict()[name])
 
 
-def _one_rank(rank, path, queue):
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+def _one_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     stage = fresh(share=0.2)
     for step in range(3):
         image = torch.arange(4) * 2 + rank + step if rank else torch.arange(3) * 2 + step  # unequal
         visit(stage, image, torch.arange(100, 200), clock())
-    queue.put((rank, stage.threshold.tolist()))
-    dist.barrier()
+    torch.save(stage.threshold.tolist(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_hold_the_thresholds_of_one_process(tmp_path):
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, tmp_path / "meet", queue)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    (_, first), (_, second) = sorted(queue.get(timeout=60) for _ in ranks)
-    for rank in ranks:
-        rank.join()
+    in_two_processes(_one_rank, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     stage = fresh(share=0.2)
     for step in range(3):
         image = torch.cat([torch.arange(3) * 2 + step, torch.arange(4) * 2 + 1 + step])

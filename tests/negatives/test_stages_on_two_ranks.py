@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 
 
 def table(rows):
@@ -57,7 +57,7 @@ def one_of_two(rank, folder):
 
 
 def test_hits_counts_and_records_are_equal_on_all_ranks_and_those_of_the_joined_batch(tmp_path):
-    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(one_of_two, str(tmp_path))
     alone = {**states(slice(0, 8)), **recorded(slice(0, 8))}
     assert 0 < alone["negatives/1_Found/precision"] < 1
     assert alone["negatives/1_Found/state"] == 3
