@@ -179,7 +179,7 @@ def test_a_label_beyond_the_classes_is_refused_by_every_way_in():
     from contrastneg.evaluate.linear import fit
 
     x, gap = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 5] * 2)
-    words = r"label 5 of the (bank|queries) is not among 4 classes \(0 to 3\)"
+    words = r"label 5 of the (training|test) images is not among 4 classes \(0 to 3\)"
     fine = Features(x, gap.clamp(max=3))
     for ask in (
         lambda: knn_predict(x, gap, x, num_classes=4),
