@@ -48,13 +48,13 @@ def run_pretrain(arguments: list[str]) -> int:
 
 @verb("evaluate", "score an encoder by the field's protocols, or compare runs")
 def run_evaluate(arguments: list[str]) -> int:
-    """``evaluate ENCODER [DATA] [--NAME VALUE ...]`` or ``evaluate --compare RUN RUN ...``."""
+    """``evaluate ENCODER [DATA] [--NAME VALUE ...]`` or ``evaluate --compare RUN RUN ... [--out FILE]``."""
     from contrastneg.evaluate.telling import compare_runs, evaluate_and_tell
-    from contrastneg.options import parse_evaluate
+    from contrastneg.options import Compare, parse_evaluate
 
     asked = parse_evaluate(arguments)
-    if isinstance(asked, list):
-        compare_runs(asked)
+    if isinstance(asked, Compare):
+        compare_runs(asked.runs, asked.out)
     else:
         evaluate_and_tell(asked)
     return 0

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastneg.config import plain
 from contrastneg.data.module import PretrainData
@@ -123,33 +123,39 @@ def embed(
         for source in open_splits(subject, data, split, root, unlabelled)
     ]
     width = int(encoder(torch.zeros(1, subject.in_channels, *[subject.views.size] * 2, device=device)).shape[1])
-    about = {
+    written = 0
+    with open_table(path, facts(subject, layer, data), sources, width, dtype) as table:
+        for source in sources:
+            loading = "stream" if source.pixels is None else "memory"
+            skip = on_bad_image == "skip"
+            loaded = PretrainData(source, subject.views, loading=loading, workers=workers, skip_bad_images=skip)
+            for rows in rows_of(encoder, loaded, source, device, dtype):
+                table.append(rows)
+                written += len(rows.position)
+        if written == 0:
+            raise ValueError(f"no image of {data} can be read: nothing was written")
+    return Embedded(written, width, sum(map(len, sources)) - written)
+
+
+def facts(subject: Subject, layer: Layer, data: str) -> dict[str, Any]:
+    """What a file says its embeddings are of."""
+    return {
         "encoder": subject.name,
         "layer": layer,
         "data": data,
         "views": {name: plain(getattr(subject.views, name)) for name in ("size", "mean", "std")},
         "notes": list(subject.notes),
     }
-    count, written = sum(map(len, sources)), 0
-    with open_table(path, about, sources, width, dtype) as table:
-        for source in sources:
-            loaded = PretrainData(
-                source,
-                subject.views,
-                loading="stream" if source.pixels is None else "memory",
-                workers=workers,
-                skip_bad_images=on_bad_image == "skip",
-            )
-            for wanted in chunks(source):
-                x, position = encode_set(encoder, loaded, "pretrain", device, only=wanted)
-                if not len(x):
-                    continue
-                rows = Rows(in_dtype(x, dtype, source, position), source, position)
-                table.append(rows)
-                written += len(x)
-        if written == 0:
-            raise ValueError(f"no image of {data} can be read: nothing was written")
-    return Embedded(written, width, count - written)
+
+
+def rows_of(
+    encoder: nn.Module, loaded: PretrainData, source: ImageSet, device: torch.device, dtype: Number
+) -> Iterator[Rows]:
+    """The embeddings of a split's readable images, a part at a time."""
+    for wanted in chunks(source):
+        x, position = encode_set(encoder, loaded, "pretrain", device, only=wanted)
+        if len(x):
+            yield Rows(in_dtype(x, dtype, source, position), source, position)
 
 
 def check_new_file(path: Path) -> None:

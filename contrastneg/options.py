@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -38,11 +38,7 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
         "picture cannot be read; duplicates are told but are no error.",
         "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--encoder ENCODER] [--all]",
     )
-    add_positional(parser, "data", str, "Address of the images.")
-    parser.add_argument(
-        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
-    )
-    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
+    add_images(parser)
     parser.add_argument(
         "--duplicates",
         action=ActionYesNo,
@@ -92,7 +88,7 @@ def parse_embed(arguments: Sequence[str]) -> Namespace:
         "RUN DATA --to FILE [--NAME VALUE ...]",
     )
     add_encoder(parser)
-    add_positional(parser, "data", str, "Address of the images.")
+    add_images(parser)
     parser.add_argument("--to", type=Path, required=True, help="File to write: x.parquet or x.npz.")
     parser.add_argument(
         "--layer",
@@ -106,10 +102,6 @@ def parse_embed(arguments: Sequence[str]) -> Namespace:
         default="all",
         help="Which images; all is every split there is.",
     )
-    parser.add_argument(
-        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
-    )
-    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
     parser.add_argument(
         "--limit_images", type=int, help="At most so many images of each split, equally many of each class."
     )
@@ -147,6 +139,15 @@ def parse_export(arguments: Sequence[str]) -> Namespace:
         "--out", type=Path, help="Where the folders go; by default export in the run folder, else NAME-export here."
     )
     return parse_simple(parser, arguments)
+
+
+def add_images(parser: ArgumentParser) -> None:
+    """The images that a verb reads."""
+    add_positional(parser, "data", str, "Address of the images.")
+    parser.add_argument(
+        "--root", type=Path, help="Folder where torchvision data sets are looked for and downloaded to."
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="Treat sub-folders as mere folders, not as classes.")
 
 
 def add_encoder(parser: ArgumentParser) -> None:
@@ -213,23 +214,49 @@ def parse_catalogue(arguments: Sequence[str]) -> Namespace:
     return parse_simple(parser, arguments)
 
 
-def parse_evaluate(arguments: Sequence[str]) -> Evaluate | list[Path]:
-    """Settings of ``contrastneg evaluate``, or the folders that are to be compared.
+@dataclass(frozen=True)
+class Compare:
+    """Runs that are to be compared."""
+
+    runs: list[Path]
+    out: Path
+    """The page to write."""
+
+
+def parse_compare(arguments: Sequence[str]) -> Compare:
+    """Settings of ``contrastneg evaluate --compare RUN RUN ... [--out FILE]``.
+
+    Raises:
+        ValueError: If there is anything else.
+    """
+    usage = "contrastneg evaluate --compare RUN RUN ... [--out FILE]"
+    parser = ArgumentParser(prog="contrastneg evaluate --compare", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--compare", type=Path, nargs="+", required=True, help="Runs that were evaluated.")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="The page to write.")
+    try:
+        given = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ValueError(f"--compare takes run folders, and --out: {usage}") from error
+    if given.out.is_dir() or not given.out.absolute().parent.is_dir():
+        raise ValueError(f"out is {given.out}: give a file in a folder that is there, for instance comparison.html")
+    return Compare(given.compare, given.out)
+
+
+def parse_evaluate(arguments: Sequence[str]) -> Evaluate | Compare:
+    """Settings of ``contrastneg evaluate``, or the runs that are to be compared.
 
     Raises:
         ValueError: If a name or a value is not valid.
     """
     given = dashed_names(arguments)
-    if given[:1] == ["--compare"]:
-        if not given[1:] or any(argument.startswith("-") for argument in given[1:]):
-            raise ValueError("--compare takes run folders and nothing else: contrastneg evaluate --compare RUN RUN ...")
-        return [Path(folder) for folder in given[1:]]
+    if any(argument.partition("=")[0] == "--compare" for argument in given):
+        return parse_compare(given)
     return settings_of(
         "evaluate",
         Evaluate,
         "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
         f"with 95 % bootstrap intervals. {ENCODER}",
-        "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...]",
+        "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...] [--out FILE]",
         given,
     )
 
@@ -271,6 +298,11 @@ def settings_of(verb: str, kind: type[Settings], description: str, usage: str, g
     if not settings.encoder:
         raise ValueError(
             f"no encoder: name a run folder, a checkpoint or timm:NAME, for instance `contrastneg {verb} RUN`"
+        )
+    if settings.data is not None and (Path(settings.data) / "config.yaml").exists():
+        raise ValueError(
+            f"{settings.data} is a run, not a set of images: contrastneg evaluate --compare {settings.encoder} {settings.data} "
+            "compares runs that were evaluated"
         )
     try:
         return kind(**{field.name: settings[field.name] for field in fields(kind)})

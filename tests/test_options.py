@@ -44,8 +44,19 @@ def test_all_means_every_protocol():
         (["run", "--protocolls", "knn"], "protocols"),
         (["--compare"], "--compare takes run folders"),
         (["--compare", "a", "--seed", "1"], "--compare takes run folders"),
+        (
+            ["--compare", "a", "b", "--out", "nowhere/page.html"],
+            "out is nowhere/page.html: give a file in a folder that is there",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         parsed(*arguments)
+
+
+def test_two_runs_without_a_word_are_told_how_they_are_compared(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: shapes\n")
+    words = "is a run, not a set of images: contrastneg evaluate --compare run .* compares runs that were evaluated"
+    with pytest.raises(ValueError, match=words):
+        parsed("run", str(tmp_path))

@@ -43,7 +43,7 @@ def features(network, images):
         return network(images)
 
 
-def refusal(address, *words, **settings):
+def assert_refused(address, *words, **settings):
     """The one line with which an address is refused."""
     from contrastneg.subjects import open_subject
 
@@ -127,7 +127,7 @@ def test_a_lone_checkpoint_tells_its_views_itself(run, images, tmp_path):
     assert "the checkpoint does not tell its normalisation: ImageNet's is used" in open_subject(str(path)).notes
     checkpoint["hyper_parameters"]["image_size"] = None
     torch.save(checkpoint, path)
-    refusal(path, "does not tell the size of its images")
+    assert_refused(path, "does not tell the size of its images")
 
 
 def test_a_checkpoint_of_another_version_is_refused(run, tmp_path):
@@ -137,10 +137,10 @@ def test_a_checkpoint_of_another_version_is_refused(run, tmp_path):
         {**checkpoint, "state_dict": {k: v for k, v in checkpoint["state_dict"].items() if k != lost}},
         tmp_path / "a.ckpt",
     )
-    refusal(tmp_path / "a.ckpt", "written by another version", "MoCo")
+    assert_refused(tmp_path / "a.ckpt", "written by another version", "MoCo")
     settings = {**checkpoint["hyper_parameters"], "nonsense": 3}
     torch.save({**checkpoint, "hyper_parameters": settings}, tmp_path / "b.ckpt")
-    refusal(tmp_path / "b.ckpt", "written by another version")
+    assert_refused(tmp_path / "b.ckpt", "written by another version")
 
 
 def test_a_released_file_is_found_without_its_ending(run, images, tmp_path):
@@ -179,7 +179,7 @@ def test_a_foreign_checkpoint_comes_with_what_it_does_not_tell(tmp_path):
     small = open_subject(str(tmp_path / "moco.pth.tar"), size=64, mean=(0.5, 0.5, 0.5), prefix="module.encoder_q")
     assert (small.views.size, small.views.mean) == (64, (0.5, 0.5, 0.5))
     assert "64 pixels and ImageNet's normalisation are used" in " ".join(small.notes)
-    refusal(tmp_path / "moco.pth.tar", "does not fit resnet34", backbone=Backbone("resnet34", stem="imagenet"))
+    assert_refused(tmp_path / "moco.pth.tar", "does not fit resnet34", backbone=Backbone("resnet34", stem="imagenet"))
 
 
 def test_the_untrained_twin_of_a_moco_v3_transformer_has_its_heads(tmp_path):
@@ -249,7 +249,7 @@ def test_published_weights_that_cannot_be_fetched_are_refused_at_once(monkeypatc
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     start = time.monotonic()
     for address in ("timm:resnet18.a1_in1k", "torchvision:resnet18"):
-        refusal(
+        assert_refused(
             address,
             f"the published weights of {address.removeprefix('timm:')} could not be fetched",
             "give --random-init",
@@ -272,44 +272,44 @@ def test_published_weights_that_cannot_be_fetched_are_refused_at_once(monkeypatc
     ],
 )
 def test_an_address_of_nothing_is_refused_in_one_line(address, words):
-    refusal(address, words, random_init=True)
+    assert_refused(address, words, random_init=True)
 
 
 def test_broken_files_are_refused_in_one_line(run, tmp_path):
     whole = (run / "encoder.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    refusal(tmp_path / "cut.safetensors", "cannot be read as safetensors")
+    assert_refused(tmp_path / "cut.safetensors", "cannot be read as safetensors")
     whole = (run / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    refusal(tmp_path / "cut.ckpt", "damaged, or holds code")
+    assert_refused(tmp_path / "cut.ckpt", "damaged, or holds code")
     (tmp_path / "empty.pth").write_bytes(b"")
-    refusal(tmp_path / "empty.pth", "cannot be read as tensors of torch")
+    assert_refused(tmp_path / "empty.pth", "cannot be read as tensors of torch")
     torch.save({"state_dict": {"head.weight": torch.ones(2, 2)}}, tmp_path / "head.pth")
-    refusal(tmp_path / "head.pth", "holds no encoder")
+    assert_refused(tmp_path / "head.pth", "holds no encoder")
     (tmp_path / "pictures").mkdir()
-    refusal(tmp_path / "pictures", "is a folder without encoder.safetensors and checkpoints")
+    assert_refused(tmp_path / "pictures", "is a folder without encoder.safetensors and checkpoints")
     for name, facts in {
         "text": "nonsense",
         "list": "[]",
         "later": json.dumps({"backbone": {"depth": 3}, "views": {}}),
     }.items():
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors", metadata={"contrastneg": facts})
-        refusal(tmp_path / name, "says of itself what this version does not understand")
+        assert_refused(tmp_path / name, "says of itself what this version does not understand")
     path = own_file(tmp_path / "narrow.safetensors")
     tensors = {"stem.0.0.weight": torch.ones(1)}
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         save_file(tensors, tmp_path / "bare.safetensors", metadata=file.metadata())
-    refusal(tmp_path / "bare.safetensors", "does not fit resnet9 (missing: ")
+    assert_refused(tmp_path / "bare.safetensors", "does not fit resnet9 (missing: ")
 
 
 def test_settings_that_nothing_would_read_are_refused(run):
     from contrastneg import Backbone
 
     for address in (run, run / "checkpoints" / "last.ckpt", "timm:test_resnet"):
-        refusal(address, "backbone is for checkpoints of other projects", backbone=Backbone("resnet18"))
-        refusal(address, "prefix is for checkpoints of other projects", prefix="encoder_q")
+        assert_refused(address, "backbone is for checkpoints of other projects", backbone=Backbone("resnet18"))
+        assert_refused(address, "prefix is for checkpoints of other projects", prefix="encoder_q")
 
 
 def test_what_is_asked_for_instead_of_the_encoders_own_is_noted(run, tmp_path):
@@ -322,8 +322,8 @@ def test_what_is_asked_for_instead_of_the_encoders_own_is_noted(run, tmp_path):
         "images are 32 pixels as asked, not the 16 that the encoder was made for",
     )
     path = own_file(tmp_path / "vit.safetensors", "vit_tiny_patch16_224", 64)
-    refusal(path, "cannot take images of 80 pixels", size=80)
-    refusal(run, "views.mean has 2 values", mean=(0.5, 0.5))
+    assert_refused(path, "cannot take images of 80 pixels", size=80)
+    assert_refused(run, "views.mean has 2 values", mean=(0.5, 0.5))
 
 
 def test_names_are_safe_in_file_names(run, tmp_path):

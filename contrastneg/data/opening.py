@@ -169,7 +169,7 @@ def open_labelled(
             raise ValueError(
                 f"{address} has no labels: a test set can be asked about only where labelled images answer"
             )
-        bank = limited(bank, "asked about", most, settings.seed, notes)
+        bank = limited(bank, "images", most, settings.seed, notes)
         return LabelledData(
             bank, bank, loading_of(bank, settings), [*notes, "no labels: scores that need them are left out"]
         )
@@ -186,11 +186,11 @@ def open_labelled(
     if queries is None or queries.labels is None or not bool((queries.labels >= 0).any()):
         bank, queries = hold_out(bank, settings.seed)
         notes.append(
-            f"no labelled test images: every {HELD_OUT}th labelled image is asked about and the others answer; an encoder that "
+            f"no labelled test images: scores are tested on every {HELD_OUT}th labelled image and learn from the others; an encoder that "
             "was pretrained on this set has seen them all"
         )
-    bank = limited(bank, "answering", most, settings.seed, notes)
-    queries = limited(queries, "asked about", most_asked, settings.seed, notes)
+    bank = limited(bank, "training images", most, settings.seed, notes)
+    queries = limited(queries, "test images", most_asked, settings.seed, notes)
     both = {loading_of(bank, settings), loading_of(queries, settings)}
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
 
@@ -200,7 +200,7 @@ def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: li
     if count is None or count >= len(source):
         return source
     how = "at random" if source.labels is None else "as equally many of each class as possible"
-    notes.append(f"{count:,} of {len(source):,} images are {what}, {how}")
+    notes.append(f"{count:,} of {len(source):,} {what} are used, {how}")
     return limit_images(source, count, seed)
 
 

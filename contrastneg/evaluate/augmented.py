@@ -6,6 +6,8 @@ official code of their projects; what that does not say is ours and named.
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.data.module import PretrainData
 from contrastneg.evaluate.answers import Answers, shares
-from contrastneg.evaluate.classifier import Progress, answer, check_sets, descend, feature_width, linear_classifier
+from contrastneg.evaluate.classifier import answer, check_sets, descend, feature_width, linear_classifier
 from contrastneg.evaluate.crops import LabelledCrops, check_crop_scale, labelled_positions
-from contrastneg.evaluate.features import evaluating
+from contrastneg.evaluate.features import Progress, evaluating
 from contrastneg.schedules import Cosine, Schedule, Step
+
+PASS = 128  # small pictures that a CPU encodes at a time: what they are turned into then stays in its caches
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,28 @@ class LinearRecipe:
         check_crop_scale(self)
         if self.nesterov and not self.momentum:
             raise WrongSetting(self, "nesterov", "is true but momentum is 0: give a momentum above 0")
+
+    def optimizer(self, classifier: nn.Module, lr: float) -> torch.optim.SGD:
+        """What descends, from a rate that fits the batch."""
+        how = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        return torch.optim.SGD(classifier.parameters(), lr=lr, **how)
+
+    def facts(self) -> dict[str, Any]:
+        """What a score's record says of it beside rate and batch, which depend on the set, too."""
+        schedule = str(self.course)
+        if isinstance(self.course, Step):
+            places = ", ".join(f"{self.epochs * at:g}" for at in self.course.at)
+            schedule = f"x {self.course.factor:g} after epochs {places}"
+        elif self.course == Cosine(1.0, 0.0):
+            schedule = "cosine to 0"
+        return {
+            "epochs": self.epochs,
+            "schedule": schedule,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+            "crop_scale": list(self.crop_scale),
+        }
 
 
 PRESETS = {
@@ -139,23 +165,11 @@ def augmented_score(
     lr = recipe.lr * (batch / recipe.reference_batch if recipe.reference_batch else 1)
     with evaluating(frozen):
         width = feature_width(frozen, crops, device, dtype)
-
-        def features(images: Float[Tensor, "b C S S"]) -> Float[Tensor, "b F"]:
-            with torch.no_grad():
-                return frozen.eval()(images)  # again each time: a hook that came with the copy may have switched it
-
         classifier = linear_classifier(width, data.num_classes, seed, device)
-        optimizer = torch.optim.SGD(
-            classifier.parameters(),
-            lr=lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        )
         descend(
-            features,
+            partial(frozen_features, frozen),
             classifier,
-            optimizer,
+            recipe.optimizer(classifier, lr),
             recipe.course,
             crops,
             epochs=recipe.epochs,
@@ -175,3 +189,15 @@ def augmented_score(
         recipe.epochs,
         batch,
     )
+
+
+@torch.no_grad()
+def frozen_features(encoder: nn.Module, images: Float[Tensor, "b C S S"]) -> Float[Tensor, "b F"]:
+    """Features in evaluation mode, on CPUs a few images at a time.
+
+    Args:
+        encoder: Is put into evaluation mode again: a hook that came with it may have switched it.
+        images: On its device.
+    """
+    encoder.eval()
+    return torch.cat([encoder(part) for part in (images.split(PASS) if images.device.type == "cpu" else [images])])

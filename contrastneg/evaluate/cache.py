@@ -15,7 +15,7 @@ from contrastneg.config import plain
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.module import PretrainData
 from contrastneg.data.views import Views
-from contrastneg.evaluate.features import Features, encode_set
+from contrastneg.evaluate.features import Features, Progress, encode_set
 from contrastneg.writing import whole_file
 
 SAMPLED = 1_000  # encoded pictures that a fingerprint reads; of sets in memory it reads all pixels
@@ -76,6 +76,7 @@ class FeatureCache:
         key: str,
         device: torch.device,
         dtype: torch.dtype,
+        progress: Progress | None = None,
     ) -> Features:
         """Features of a split; all ranks must ask, and all get the same.
 
@@ -86,13 +87,14 @@ class FeatureCache:
             key: What tells these images from others: the fingerprint of the set.
             device: Where the encoder is.
             dtype: Arithmetic of the encoder.
+            progress: Told of every batch of images that is encoded.
         """
         path = self.folder / f"{self._name(encoder, data.views, split, key, dtype)}.npy"
         there = self.enabled and bool(distributed.largest(int(path.exists() and distributed.rank() == 0)))
         if there:
             self.found += 1
             return self._read(path, data, split)
-        features = features_of(encoder, data, split, device, dtype)
+        features = features_of(encoder, data, split, device, dtype, progress=progress)
         if self.half:
             features = replace(features, x=features.x.half().float())
         if self.enabled and distributed.is_first_process():
@@ -130,9 +132,10 @@ def features_of(
     device: torch.device,
     dtype: torch.dtype,
     only: Int64[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
 ) -> Features:
     """Features of a split, labelled or not; see :func:`contrastneg.evaluate.features.encode_set`."""
-    x, position = encode_set(encoder, data, split, device, dtype, only)
+    x, position = encode_set(encoder, data, split, device, dtype, only, progress)
     return Features(x, labels_of(data, split)[position], position)
 
 

@@ -13,15 +13,13 @@ from contrastneg import distributed
 from contrastneg.data.module import PretrainData
 from contrastneg.evaluate.answers import listed
 from contrastneg.evaluate.crops import LabelledCrops
-from contrastneg.evaluate.features import check_labels, extract, finite_rows
+from contrastneg.evaluate.features import Progress, check_labels, extract, finite_rows
 from contrastneg.evaluate.knn import class_notes
 from contrastneg.evaluate.linear import LOGITS
 from contrastneg.optim import rate_factor
 from contrastneg.randomness import generator
 from contrastneg.schedules import Schedule
 
-Progress = Callable[[int, int], None]
-"""Called with (epochs done, epochs in all)."""
 INITIAL = 0.01  # standard deviation of the first weights, as in MoCo's linear protocol
 
 
@@ -31,12 +29,10 @@ def check_sets(data: PretrainData) -> None:
     Raises:
         ValueError: Nothing in the bank or the test images has a label, or a label is not among the classes.
     """
-    for split, name in (("train", "bank"), ("test", "queries")):
+    for split, name in (("train", "training images"), ("test", "test images")):
         labels = data.labels(split)
         if not (labels >= 0).any():
-            raise ValueError(
-                "a trained classifier needs labelled images in the bank and among the queries: there are none"
-            )
+            raise ValueError("a trained classifier needs labelled training and test images: there are none")
         check_labels(labels, data.num_classes, name)
 
 
@@ -171,7 +167,7 @@ def answer(
     learned = data.labels("train")
     notes = class_notes(data.num_classes, len(learned[learned >= 0].unique()))
     if lost:
-        notes.append(f"{lost} of {len(x)} features of the queries are not finite: they count as wrong")
+        notes.append(f"{lost} of {len(x)} features of the test images are not finite: they count as wrong")
     if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
-        notes.append("the classifier diverged: every query counts as wrong, and a lower learning rate is needed")
+        notes.append("the classifier diverged: every test image counts as wrong, and a lower learning rate is needed")
     return torch.cat(found), notes

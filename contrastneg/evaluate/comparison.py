@@ -10,7 +10,17 @@ import torch
 from rich.table import Table
 
 from contrastneg.evaluate.intervals import Interval, paired_difference
-from contrastneg.evaluate.results import ENCODER, NOTHING, SUMMARY, Evaluation, Score, read_evaluation
+from contrastneg.evaluate.results import (
+    ENCODER,
+    GROUP,
+    NOTHING,
+    PIXELS,
+    RANDOM,
+    SUMMARY,
+    Evaluation,
+    Score,
+    read_evaluation,
+)
 
 
 class Difference(NamedTuple):
@@ -36,6 +46,14 @@ class Row:
     """By run; None where a run has no such number."""
     differences: list[Difference | None]
     """To the first run; None for itself, and where images are not the same ones or no mean was taken over them."""
+    features: str = ENCODER
+    """What was scored; baselines stand below the encoder and are not compared."""
+
+    @property
+    def label(self) -> str:
+        """What is counted, or which baseline counts it."""
+        shown = next(score for score in self.scores if score is not None)
+        return shown.label if self.features == ENCODER else f"  {self.features}"
 
 
 @dataclass(frozen=True)
@@ -55,19 +73,17 @@ def compare(folders: Sequence[Path]) -> list[Comparison]:
         folders: Run folders that were evaluated, or folders of results.
 
     Raises:
-        ValueError: A folder holds no evaluation, or no two of them share a set.
+        ValueError: A folder is named twice or holds no evaluation, or no two of them share a set.
     """
     if len(folders) < 2:
         raise ValueError("a comparison needs at least two runs: contrastneg evaluate --compare RUN RUN ...")
     by_images: dict[str, list[tuple[str, Evaluation]]] = {}
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise ValueError(f"{folder} is named twice: give each run once")
         for place in evaluations_in(folder):
             evaluation = read_evaluation(place)
-            name = (
-                folder.name
-                if place == folder or place.parent.name != "evaluation"
-                else f"{folder.name}{mark(place, folder)}"
-            )
+            name = f"{folder.resolve().name}{mark(evaluation)}"
             by_images.setdefault(str(evaluation.context["queries_fingerprint"]), []).append((name, evaluation))
     found = [side_by_side(runs) for runs in by_images.values() if len(runs) > 1]
     if not found:
@@ -90,37 +106,61 @@ def evaluations_in(folder: Path) -> list[Path]:
     return inside
 
 
-def mark(place: Path, folder: Path) -> str:
-    """What tells several evaluations of a run on one set apart: a checkpoint or a layer."""
-    extra = [word for word in place.name.split("-") if word in ("projector", "random", "best", "last", "interrupted")]
+def mark(evaluation: Evaluation) -> str:
+    """What tells several evaluations of a run on one set apart: a checkpoint, a layer or random weights."""
+    facts = evaluation.context
+    checkpoint = Path(str(facts["encoder"]))
+    extra = [checkpoint.stem] if checkpoint.suffix == ".ckpt" else []
+    extra += [facts["layer"]] if facts["layer"] != "backbone" else []
+    extra += ["random weights"] if facts.get("random_init") else []
     return f" ({', '.join(extra)})" if extra else ""
 
 
 def side_by_side(runs: Sequence[tuple[str, Evaluation]]) -> Comparison:
-    """The numbers of several evaluations of the same images."""
-    notes = []
-    for name, what in (("layer", "layers"), ("bank_fingerprint", "images that answer"), ("precision", "precisions")):
-        if len({str(evaluation.context.get(name)) for _, evaluation in runs}) > 1:
-            notes.append(f"the runs differ in {what}: differences are not of the encoders alone")
+    """The numbers of several evaluations of the same images, each followed by those of its baselines."""
     keys = dict.fromkeys(
         score.key
         for _, evaluation in runs
         for score in evaluation.scores
         if score.features == ENCODER and score.headline
     )
-    first = runs[0][1]
-    rows = []
-    for key in keys:
-        scores = [headline(evaluation, key) for _, evaluation in runs]
-        shown = next(score for score in scores if score is not None)
-        differences = [None, *(difference(first, evaluation, key) for _, evaluation in runs[1:])]
-        rows.append(Row(shown.protocol, shown.metric, shown.unit, scores, differences))
-    return Comparison(str(first.context["data"]), unlike([name for name, _ in runs]), rows, notes)
+    rows = [row for key in keys for features in (ENCODER, RANDOM, PIXELS) if (row := row_of(runs, key, features))]
+    return Comparison(str(runs[0][1].context["data"]), unlike([name for name, _ in runs]), rows, notes_of(runs))
 
 
-def headline(evaluation: Evaluation, key: str) -> Score | None:
-    """The encoder's number of an evaluation."""
-    found = (s for s in evaluation.scores if s.features == ENCODER and s.headline and s.key == key)
+def notes_of(runs: Sequence[tuple[str, Evaluation]]) -> list[str]:
+    """What differs beside the encoders, and encoders that do not differ."""
+    notes = []
+    for name, what in (
+        ("layer", "layers"),
+        ("bank_fingerprint", "training images"),
+        ("precision", "precisions"),
+        ("group", "groups of test images"),
+    ):
+        if len({str(evaluation.context.get(name)) for _, evaluation in runs}) > 1:
+            notes.append(f"the runs differ in {what}: differences are not of the encoders alone")
+    same: dict[tuple[str, str], list[str]] = {}
+    for name, evaluation in runs:
+        same.setdefault((str(evaluation.context["weights"]), str(evaluation.context["layer"])), []).append(name)
+    notes += [f"{' and '.join(names)} are the same weights" for names in same.values() if len(names) > 1]
+    return notes
+
+
+def row_of(runs: Sequence[tuple[str, Evaluation]], key: str, features: str) -> Row | None:
+    """One number of all runs; None where none has it."""
+    scores = [headline(evaluation, key, features) for _, evaluation in runs]
+    shown = next((score for score in scores if score is not None), None)
+    if shown is None:
+        return None
+    differences: list[Difference | None] = [None] * len(runs)
+    if features == ENCODER:
+        differences[1:] = [difference(runs[0][1], evaluation, key) for _, evaluation in runs[1:]]
+    return Row(shown.protocol, shown.metric, shown.unit, scores, differences, features)
+
+
+def headline(evaluation: Evaluation, key: str, features: str) -> Score | None:
+    """A number of an evaluation."""
+    found = (s for s in evaluation.scores if s.features == features and s.headline and s.key == key)
     return next(found, None)
 
 
@@ -131,7 +171,9 @@ def difference(first: Evaluation, second: Evaluation, key: str) -> Difference | 
         return None
     both = np.isfinite(own) & np.isfinite(other)
     own, other = (torch.from_numpy(values[both]).double() for values in (own, other))
-    points, interval = paired_difference(own, other)
+    group = first.values.get(GROUP)
+    together = torch.from_numpy(group[both]) if group is not None and group.shape == both.shape else None
+    points, interval = paired_difference(own, other, group=together)
     return Difference(100 * points, Interval(*(100 * end for end in interval)))
 
 
@@ -152,9 +194,9 @@ def table_of_comparison(comparison: Comparison) -> Table:
     for name in comparison.names:
         table.add_column(name, justify="right")
     for row in comparison.rows:
-        metric = f"{row.metric} (%)" if row.unit == "%" else row.metric
         cells = [cell(score, against) for score, against in zip(row.scores, row.differences, strict=True)]
-        table.add_row(row.protocol, metric, *cells)
+        style = None if row.features == ENCODER else "dim"
+        table.add_row(row.protocol if row.features == ENCODER else "", row.label, *cells, style=style)
     return table
 
 

@@ -1,6 +1,6 @@
 """Features of a whole labelled set, computed without leaving a trace in the encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from contrastneg import distributed
 from contrastneg.data.module import PretrainData
 
+Progress = Callable[[int, int], None]
+"""Called with (done, in all): epochs of a training, images of a set."""
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -54,6 +56,7 @@ def encode_set(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     only: Int64[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "N F"], Int64[Tensor, " N"]]:
     """Features and positions of a set's readable images under the evaluation transform, on the CPU, in order.
 
@@ -69,12 +72,17 @@ def encode_set(
         device: Where the encoder is.
         dtype: Arithmetic of the encoder: half precisions through autocast, float64 as it is.
         only: Positions of the images; None takes all.
+        progress: Told of every batch: images done, and all.
     """
     rows, positions = [], []
     with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
         for images, position in data.feature_batches(split, device, only):
             rows.append(encoder(images.double() if dtype == torch.float64 else images).float())
             positions.append(position)
+            if progress is not None:
+                source = data.sets[split]
+                total = len(only) if only is not None else len(source) if source is not None else 0
+                progress(min(total, sum(map(len, positions)) * distributed.world_size()), total)
     width = distributed.largest(rows[0].shape[1] if rows else 0)  # a rank without images learns the width from others
     own = torch.cat([torch.empty(0, width, device=device), *rows])
     order = torch.cat([torch.empty(0, dtype=torch.long), *positions]).to(device)

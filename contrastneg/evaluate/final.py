@@ -110,7 +110,7 @@ def bank_of_fits(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor, 
         return labelled, []
     order = labelled[torch.randperm(len(labelled), generator=generator(seed, "bank_of_fits"))]
     note = (
-        f"linear fits learn from {MOST_FITTED:,} of the {len(labelled):,} labelled images of the bank, drawn with as many of "
+        f"linear fits learn from {MOST_FITTED:,} of the {len(labelled):,} labelled training images, drawn with as many of "
         "each class as possible; the neighbours of raw pixels are searched among the same"
     )
     return in_turns(order, labels)[:MOST_FITTED].sort().values, [note]
@@ -118,7 +118,7 @@ def bank_of_fits(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor, 
 
 def unread_notes(data: PretrainData, bank: Features, queries: Features) -> list[str]:
     """How many images have no features because they could not be read."""
-    counts = (("images of the bank", data.labels("train"), bank), ("test images", data.labels("test"), queries))
+    counts = (("training images", data.labels("train"), bank), ("test images", data.labels("test"), queries))
     return [
         f"{len(labels) - len(found.x):,} of {len(labels):,} {name} could not be read and are left out"
         for name, labels, found in counts

@@ -16,8 +16,9 @@ from contrastneg.checks import check_range
 from contrastneg.data.module import PretrainData
 from contrastneg.data.subsets import in_turns
 from contrastneg.evaluate.answers import Answers, shares
-from contrastneg.evaluate.classifier import Progress, answer, check_sets, descend, feature_width, linear_classifier
+from contrastneg.evaluate.classifier import answer, check_sets, descend, feature_width, linear_classifier
 from contrastneg.evaluate.crops import LabelledCrops, check_crop_scale
+from contrastneg.evaluate.features import Progress
 from contrastneg.randomness import derive_seed, generator
 from contrastneg.schedules import Cosine
 
@@ -51,6 +52,14 @@ class FinetuneRecipe:
         check_range(self, "epochs", "batch_size", least=1)
         check_range(self, "encoder_lr", "classifier_lr", "weight_decay", least=0)
         check_crop_scale(self)
+
+    def optimizer(self, encoder: nn.Module, classifier: nn.Module) -> torch.optim.SGD:
+        """What descends."""
+        groups = [
+            {"params": list(encoder.parameters()), "lr": self.encoder_lr},
+            {"params": list(classifier.parameters()), "lr": self.classifier_lr},
+        ]
+        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -147,15 +156,10 @@ def finetune_score(
         width = feature_width(copied.eval(), crops, device, dtype)
         copied.train()
         classifier = linear_classifier(width, data.num_classes, seed, device)
-        groups = [
-            {"params": list(copied.parameters()), "lr": recipe.encoder_lr},
-            {"params": list(classifier.parameters()), "lr": recipe.classifier_lr},
-        ]
-        optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, weight_decay=recipe.weight_decay)
         descend(
             copied,
             classifier,
-            optimizer,
+            recipe.optimizer(copied, classifier),
             Cosine(1.0, 0.0),
             crops,
             epochs=recipe.epochs,
@@ -164,21 +168,34 @@ def finetune_score(
             progress=progress,
         )
         found, notes = answer(copied, classifier, data, device, dtype)
-    if device.type == "cpu" and distributed.world_size() > 1:
-        notes.append("batch norm took the statistics of each process's share of a batch")
-    if batch < recipe.batch_size:
-        steps = f"steps of {batch} instead of {recipe.batch_size}, so that an epoch has {len(crops)}"
-        notes.append(f"{len(positions)} images make {steps}")
     return FinetuneScore(
         *shares(found, data.num_classes),
         found[:, 0],
-        tuple(notes),
+        (*notes, *step_notes(crops, batch, recipe, device)),
         recipe.encoder_lr,
         recipe.classifier_lr,
         recipe.epochs,
         batch,
         len(positions),
     )
+
+
+def step_notes(crops: LabelledCrops, batch: int, recipe: FinetuneRecipe, device: torch.device) -> list[str]:
+    """What differs from the recipe in a step.
+
+    Args:
+        crops: What was learned from.
+        batch: Images per step.
+        recipe: What was asked for.
+        device: Where it was trained.
+    """
+    notes = []
+    if device.type == "cpu" and distributed.world_size() > 1:
+        notes.append("batch norm took the statistics of each process's share of a batch")
+    if batch < recipe.batch_size:
+        steps = f"steps of {batch} instead of {recipe.batch_size}, so that an epoch has {len(crops)}"
+        notes.append(f"{len(crops.positions)} images make {steps}")
+    return notes
 
 
 def plain_batch_norm(encoder: nn.Module, device: torch.device) -> nn.Module:

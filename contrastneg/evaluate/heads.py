@@ -155,7 +155,7 @@ def heads_score(
     found[answered] = torch.cat(parts).cpu()
     notes = (*lost, *class_notes(num_classes, len(y.unique())), *grid_notes(tried, best, grid, bool(held.any())))
     if not head.finite().all():
-        notes = (*notes, "the chosen head diverged on the whole bank: every query counts as wrong")
+        notes = (*notes, "the chosen head diverged on all training images: every test image counts as wrong")
     return HeadsScore(
         *shares(found[asked], num_classes), found[asked, 0], notes, best.lr, best.weight_decay, tuple(tried)
     )
@@ -282,7 +282,7 @@ def grid_notes(tried: Sequence[Tried], best: Tried, grid: HeadGrid, chosen: bool
     """
     if not chosen:
         return [
-            "no class of the bank has rows to spare for a choice: learning rate and weight decay are the middle ones"
+            "no class has training images to spare for a choice: learning rate and weight decay are the middle ones"
         ]
     notes = []
     for name, number, values in zip(("learning rate", "weight decay"), best[:2], grid.axes, strict=True):

@@ -58,10 +58,10 @@ def knn_score(
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
-        raise ValueError("kNN needs labelled images in the bank and among the queries: there are none")
+        raise ValueError("kNN needs labelled training and test images: there are none")
     x, y, labels = bank.x[known], bank.labels[known], queries.labels[asked]
-    check_labels(y, num_classes, "bank")
-    check_labels(labels, num_classes, "queries")
+    check_labels(y, num_classes, "training images")
+    check_labels(labels, num_classes, "test images")
     own = slice(distributed.rank(), None, distributed.world_size()) if across_ranks else slice(None)
     found = knn_predict(x, y, queries.x[asked][own], k=k, temperature=temperature, num_classes=num_classes)
     listed = (found == labels[own, None]).cumsum(dim=1)[:, [0, -1]].bool()
@@ -139,7 +139,7 @@ def knn_grid(
         raise ValueError(
             f"k is {min(ks)}, temperature {min(temperatures)}, chunk {chunk}: give k, chunk >= 1 and temperature > 0"
         )
-    check_labels(bank_labels, num_classes, "bank")
+    check_labels(bank_labels, num_classes, "training images")
     votes, asked = finite_rows(bank) & (bank_labels >= 0), finite_rows(queries)
     if not votes.all():
         bank, bank_labels = bank[votes], bank_labels[votes]
@@ -181,12 +181,12 @@ def _notes(bank: Tensor, queries: Tensor, k: int, num_classes: int, met: int) ->
     lost, unanswered = int((~finite_rows(bank)).sum()), int((~finite_rows(queries)).sum())
     notes = []
     if k > len(bank):
-        notes.append(f"k is {k} but the bank has {len(bank)} labelled images: all of them vote")
+        notes.append(f"k is {k} but {len(bank)} training images are labelled: all of them vote")
     notes.extend(class_notes(num_classes, met))
     if lost:
-        notes.append(f"{lost} of {len(bank)} features of the bank are not finite: they do not vote")
+        notes.append(f"{lost} of {len(bank)} features of the training images are not finite: they do not vote")
     if unanswered:
-        notes.append(f"{unanswered} of {len(queries)} features of the queries are not finite: they count as wrong")
+        notes.append(f"{unanswered} of {len(queries)} features of the test images are not finite: they count as wrong")
     return tuple(notes)
 
 
@@ -200,7 +200,7 @@ def class_notes(num_classes: int, met: int) -> list[str]:
     if num_classes == 1:
         return ["there is one class only: the score is meaningless"]
     if met == 1:
-        return [f"the bank has images of one of the {num_classes} classes only: the score is meaningless"]
+        return [f"the training images are of one of the {num_classes} classes only: the score is meaningless"]
     if num_classes <= RANKED:
         return [f"there are {num_classes} classes: a top-5 score would always be 1 and is left out"]
     return []

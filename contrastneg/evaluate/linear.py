@@ -81,15 +81,15 @@ def usable_rows(
     """
     known, asked = bank.labels >= 0, queries.labels >= 0
     if not known.any() or not asked.any():
-        raise ValueError("a linear score needs labelled images in the bank and among the queries: there are none")
-    check_labels(bank.labels, num_classes, "bank")
-    check_labels(queries.labels, num_classes, "queries")
+        raise ValueError("a linear score needs labelled training and test images: there are none")
+    check_labels(bank.labels, num_classes, "training images")
+    check_labels(queries.labels, num_classes, "test images")
     learned, answered = known & finite_rows(bank.x), asked & finite_rows(queries.x)
     notes = tuple(
         f"{int(all_rows.sum() - finite.sum())} of {int(all_rows.sum())} features of the {name} are not finite: {what}"
         for name, all_rows, finite, what in (
-            ("bank", known, learned, "they are left out"),
-            ("queries", asked, answered, "they count as wrong"),
+            ("training images", known, learned, "they are left out"),
+            ("test images", asked, answered, "they count as wrong"),
         )
         if not torch.equal(all_rows, finite)
     )
@@ -143,7 +143,7 @@ def fit(
     Raises:
         ValueError: A label is not among the classes.
     """
-    check_labels(y, num_classes, "bank")
+    check_labels(y, num_classes, "training images")
     some = x[:: max(1, len(x) // CURVATURE_ROWS)]
     curvature = some.T @ some / (len(some) * num_classes)
     root = torch.linalg.cholesky(curvature + 2 * strength * torch.eye(x.shape[1]))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from contrastneg.data.module import PretrainData, StreamedCrops
@@ -20,7 +20,7 @@ from contrastneg.evaluate.heads import heads_score
 from contrastneg.evaluate.intervals import interval_of_mean
 from contrastneg.evaluate.knn import RANKED, knn_grid
 from contrastneg.evaluate.linear import linear_score
-from contrastneg.evaluate.results import Score
+from contrastneg.evaluate.results import Note, Score
 from contrastneg.evaluate.retrieval import retrieval_score
 from contrastneg.losses.geometry import alignment, uniformity
 from contrastneg.randomness import generator
@@ -44,10 +44,18 @@ class Sheet:
     """Of the bootstrap."""
     scores: list[Score] = field(default_factory=list)
     values: dict[str, np.ndarray] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    group: Int64[Tensor, " M"] | None = None
+    """Of each labelled test image, where images of one origin are resampled together."""
 
     def share(
-        self, protocol: str, metric: str, right: Shaped[Tensor, " M"], headline: bool = True, **settings: Any
+        self,
+        protocol: str,
+        metric: str,
+        right: Shaped[Tensor, " M"],
+        headline: bool = True,
+        asked: Int64[Tensor, " M"] | None = None,
+        **settings: Any,
     ) -> None:
         """Enter a mean over test images, in percent, with its interval.
 
@@ -56,10 +64,16 @@ class Sheet:
             metric: What is counted.
             right: One value in [0, 1] per test image.
             headline: Whether the table shows it.
+            asked: Which of the labelled test images; None: all.
             settings: What it depends on.
         """
         values = right.double()
-        low, high = (round(100 * end, 4) for end in interval_of_mean(values, self.seed))
+        group = self.group if self.group is None or asked is None else self.group[asked]
+        if group is not None and len(group) != len(values):
+            lost = f"{len(group) - len(values)} test images could not be read"
+            self.note(protocol, (f"{lost}: intervals resample single images, not those of one origin together",))
+            group = None
+        low, high = (round(100 * end, 4) for end in interval_of_mean(values, self.seed, group))
         mean = round(100 * float(values.mean()), 4)
         score = Score(self.features, protocol, metric, mean, len(values), "%", low, high, settings, headline)
         self.scores.append(score)
@@ -72,7 +86,12 @@ class Sheet:
 
     def note(self, protocol: str, lines: tuple[str, ...]) -> None:
         """Enter what a reader must know of a protocol."""
-        self.notes.extend(f"{self.features}, {protocol}: {line}" for line in lines)
+        self.notes.extend(Note(line, self.features, protocol) for line in lines)
+
+    @property
+    def taken(self) -> set[tuple[str, str]]:
+        """Features and protocols that have numbers here, or a note that says why not."""
+        return {(each.features, each.protocol) for each in (*self.scores, *self.notes)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,8 @@ class Judged:
     """Percent of the labels that ``few_labels`` learns from."""
     views: Float[Tensor, "N Q F"] | None
     """Features of Q augmented views of N images; None where geometry is not asked for, and for raw pixels."""
+    group: Int64[Tensor, " M"] | None = None
+    """Of each test image, where retrieval leaves out images of the same origin; None: no two are of one."""
 
 
 def knn(judged: Judged, sheet: Sheet) -> None:
@@ -115,7 +136,7 @@ def knn(judged: Judged, sheet: Sheet) -> None:
         sheet.share("knn", "top-1", right[:, 0], headline=shown, **settings)
         if judged.num_classes > RANKED:
             sheet.share("knn", "top-5", right.any(dim=1), headline=shown, **settings)
-    for name, x in (("bank", judged.bank.x), ("queries", judged.queries.x)):
+    for name, x in (("training images", judged.bank.x), ("test images", judged.queries.x)):
         if lost := int((~finite_rows(x)).sum()):
             sheet.note("knn", (f"{lost} of {len(x)} features of the {name} are not finite",))
 
@@ -144,27 +165,27 @@ def few_labels(judged: Judged, sheet: Sheet) -> None:
         part = Features(judged.bank.x[rows], judged.bank.labels[rows])
         score = linear_score(part, judged.queries, num_classes=judged.num_classes, seed=judged.seed)
         settings = {"labels": len(rows), "regularisation": score.regularisation}
-        sheet.share(f"{share:g} % of labels", "top-1", score.right, **settings)
-        sheet.note(f"{share:g} % of labels", score.notes)
+        protocol = f"few_labels {share:g} %"
+        sheet.share(protocol, "top-1", score.right, **settings)
+        sheet.note(protocol, score.notes)
         if len(rows) > 2 * share / 100 * int((judged.bank.labels >= 0).sum()):
-            sheet.note(
-                f"{share:g} % of labels", (f"one of each class are {len(rows)} labels, which is more than that",)
-            )
+            sheet.note(protocol, (f"one of each class are {len(rows)} labels, which is more than that",))
 
 
 def retrieval(judged: Judged, sheet: Sheet) -> None:
     """Recall@1/5/10 and MAP@R among the queries alone."""
     try:
-        score = retrieval_score(judged.queries)
+        score = retrieval_score(judged.queries, group=judged.group)
     except ValueError as error:
         sheet.note("retrieval", (f"left out, {error}",))
         return
+    known = (judged.queries.labels >= 0).cumsum(dim=0)[score.asked] - 1  # place among the labelled ones
     for place, k in enumerate(score.recall):
-        sheet.share("retrieval", f"Recall@{k}", score.found[:, place])
-    sheet.share("retrieval", "MAP@R", score.precision)
+        sheet.share("retrieval", f"Recall@{k}", score.found[:, place], asked=known)
+    sheet.share("retrieval", "MAP@R", score.precision, asked=known)
     for key in [key for key in sheet.values if key.startswith(f"{sheet.features}/retrieval ")]:
-        by_image = np.full(len(judged.queries.labels), np.nan)  # which were asked depends on the features, too
-        by_image[score.asked.numpy()] = sheet.values[key]
+        by_image = np.full(int((judged.queries.labels >= 0).sum()), np.nan)  # which are asked depends on the features
+        by_image[known.numpy()] = sheet.values[key]
         sheet.values[key] = by_image
     sheet.note("retrieval", score.notes)
 
@@ -178,7 +199,7 @@ def clustering(judged: Judged, sheet: Sheet) -> None:
         return
     n = int((judged.queries.labels >= 0).sum())
     for metric, value in (("accuracy", score.accuracy), ("NMI", score.nmi), ("ARI", score.ari)):
-        sheet.number("k-means", metric, 100 * value, n, "%", clusters=score.clusters)
+        sheet.number("clustering", metric, 100 * value, n, "%", clusters=score.clusters)
     sheet.note("clustering", score.notes)
 
 
@@ -203,7 +224,7 @@ def geometry_scores(judged: Judged, sheet: Sheet) -> None:
         try:
             sheet.number("geometry", metric, measure(), len(unit) if metric == "uniformity" else n)
         except ValueError as error:
-            sheet.note(f"geometry, {metric}", (f"left out, {error}",))
+            sheet.note("geometry", (f"{metric} is left out, {error}",))
     sheet.values[f"{sheet.features}/spectrum"] = eigenvalues.numpy()
     if judged.views is not None:
         images, per_image, _ = judged.views.shape

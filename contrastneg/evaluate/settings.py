@@ -21,17 +21,23 @@ class Evaluate:
     encoder: str = ""
     """What is judged: a run folder, a checkpoint (of ours or of another project), a .safetensors file, timm:NAME or torchvision:NAME."""
     data: str | None = None
-    """Labelled set to judge on; its training images answer, its test images are asked about. Default: what the run was scored on."""
+    """Labelled set; scores learn from its training images and are tested on its test images. Default: what the run was scored on."""
     test: str | None = None
-    """Another set whose images are asked about."""
+    """Another set to test on."""
     protocols: tuple[Protocol, ...] = USUAL
     """Which scores: knn, linear, logistic, few_labels, retrieval, clustering, geometry, augmented, finetune, or all."""
     transfer: tuple[str, ...] = ()
-    """Further labelled sets that the encoder is judged on by knn, linear and logistic."""
+    """Further labelled sets that the encoder is judged on by knn, linear and logistic; all are opened before the first is judged."""
     baselines: bool = True
     """Score raw pixels and the same encoder with random weights beside it."""
     layer: Literal["backbone", "projector"] = "backbone"
     """Features that are judged: of the backbone, or of the projection head where the file has one."""
+
+    group: str = "auto"
+    """Column of metadata whose equal values mark test images of one origin, such as frames of a film or pictures of a patient.
+
+    Retrieval leaves these out of each other's answers, and intervals resample them together. auto: the column group or
+    sequence where there is one; none: no column."""
 
     label_shares: tuple[float, ...] = (1.0, 10.0)
     """Percent of the labels that few_labels and finetune learn from, above 0 and at most 100."""
@@ -58,9 +64,9 @@ class Evaluate:
     root: Path | None = None
     """Folder where torchvision data sets are looked for and downloaded to."""
     limit_images: int | None = None
-    """At most so many images answer, equally many of each class."""
+    """At most so many training images, equally many of each class."""
     limit_test_images: int | None = None
-    """At most so many images are asked about, equally many of each class."""
+    """At most so many test images, equally many of each class."""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do about images that cannot be read: stop with their names, or leave them out and count them."""
     loading: Literal["auto", "memory", "stream"] = "auto"
@@ -71,7 +77,9 @@ class Evaluate:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the frozen encoder."""
+    """Arithmetic of the encoder where its features are kept."""
+    training_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder in augmented and finetune; auto: bfloat16 where the processor or GPU has it, else float32."""
     half: bool = False
     """Keep features as float16: half the disk, each number rounded to 11 bits."""
     cache: bool = True

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastneg.evaluate.comparison import Comparison, Row, cell
+from contrastneg.evaluate.results import ENCODER
 from contrastneg.report.plots import Tick, nice_ticks, tick_text
 from contrastneg.report.templating import render
 from contrastneg.writing import write_text
@@ -65,19 +66,18 @@ def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
         ComparedSet(
             comparison.data,
             comparison.names,
-            [drawn for row in comparison.rows if (drawn := whiskers(row, comparison.names)) is not None],
-            [(row.protocol, metric_of(row), cells_of(row)) for row in comparison.rows],
+            [
+                drawn
+                for row in comparison.rows
+                if row.features == ENCODER and (drawn := whiskers(row, comparison.names)) is not None
+            ],
+            [(row.protocol, row.label.strip(), cells_of(row)) for row in comparison.rows],
             comparison.notes,
         )
         for comparison in comparisons
     ]
     write_text(path, render("comparison.html", sets=sets))
     return path
-
-
-def metric_of(row: Row) -> str:
-    """What is counted, with its unit."""
-    return f"{row.metric} (%)" if row.unit else row.metric
 
 
 def cells_of(row: Row) -> list[str]:
@@ -103,7 +103,7 @@ def whiskers(row: Row, names: Sequence[str]) -> Whiskers | None:
         y, text = TOP + LINE * (place + 0.5), f"{name}: {score.text()} %"
         drawn.append(Whisker(y, short, across(score.value), across(score.low), across(score.high), text))
     bottom = TOP + LINE * len(found)
-    title = f"{row.protocol}, {metric_of(row)}"
+    title = f"{row.protocol}, {row.label}"
     told = "; ".join(whisker.text for whisker in drawn)
     ticks = [Tick(across(mark), tick_text(mark, marks[1] - marks[0])) for mark in marks]
     return Whiskers(title, f"{title}: {told}", drawn, ticks, bottom, bottom + 24)

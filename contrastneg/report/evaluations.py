@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrastneg.evaluate.results import SUMMARY, read_evaluation, rows_of, title_of
+from contrastneg.evaluate.results import LEGEND, SUMMARY, column_title, read_evaluation, resampled, rows_of, title_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ def evaluation_table(folder: Path) -> EvaluationTable:
     try:
         found = read_evaluation(folder)
         columns = list(dict.fromkeys(score.features for score in found.scores))
-        return EvaluationTable(title_of(found), columns, rows_of(found.scores, columns), found.notes)
+        titles = [column_title(name, found) for name in columns]
+        notes = [f"intervals resample {resampled(found)}; {LEGEND}", *map(str, found.notes)]
+        return EvaluationTable(title_of(found), titles, rows_of(found.scores, columns), notes)
     except (ValueError, KeyError) as error:
         return EvaluationTable(folder.name, [], [], [str(error)])

@@ -141,7 +141,7 @@ def test_a_classifier_that_diverges_and_features_that_are_not_finite_are_said(da
             return torch.where((x[:, :1] > 0).expand_as(x), torch.nan, x)
 
     broken = score(Broken(), data, recipe())
-    lost = re.search(r"(\d+) of 100 features of the queries are not finite", " ".join(broken.notes))
+    lost = re.search(r"(\d+) of 100 features of the test images are not finite", " ".join(broken.notes))
     assert 0 < int(lost[1]) < 100
     assert 0 < broken.right.sum() <= 100 - int(lost[1])
     wild = score(Pixels(), data, recipe(lr=1e30, weight_decay=1.0))

@@ -12,7 +12,7 @@ def evaluation(right, name="run", images="abc", layer="backbone"):
     value = 100 * float(np.mean(right))
     context = {
         "encoder": name, "layer": layer, "data": "shapes", "bank": 10, "queries": len(right),
-        "queries_fingerprint": images, "bank_fingerprint": "b", "precision": "float32",
+        "weights": name, "queries_fingerprint": images, "bank_fingerprint": "b", "precision": "float32",
     }  # fmt: skip
     scores = [
         Score("encoder", "knn", "top-1", value, len(right), low=value - 1, high=value + 1),
@@ -43,16 +43,46 @@ def test_a_difference_is_over_the_same_images_and_marked_where_its_interval_leav
 
     [found] = compare(runs)
     assert found.names == ["plain", "hard"]
-    top1, rankme = found.rows
+    top1, pixels, rankme = found.rows
     difference = top1.differences[1]
     assert difference.points == pytest.approx(10)
     assert difference.clear
     assert cell(top1.scores[1], difference).startswith("60.0  +10.0 [")
     assert cell(top1.scores[1], difference).endswith(" *")
     assert rankme.differences == [None, None]  # no mean over images
-    [same] = compare([runs[0], runs[0]])
-    assert same.names == ["plain #1", "plain #2"]
-    assert not same.rows[0].differences[1].clear
+    assert (pixels.features, [score.value for score in pixels.scores]) == ("raw pixels", [1.0, 1.0])
+    assert pixels.differences == [None, None]
+
+
+def test_a_run_is_compared_with_itself_neither_by_name_nor_unsaid(runs, tmp_path):
+    import shutil
+
+    from contrastneg.evaluate.comparison import compare
+
+    with pytest.raises(ValueError, match="plain is named twice: give each run once"):
+        compare([runs[0], runs[1].parent / "hard" / ".." / "plain"])
+    [found] = compare([runs[0], shutil.copytree(runs[0], tmp_path / "copies" / "plain")])
+    assert found.names == ["plain #1", "plain #2"]
+    assert found.notes == ["plain and plain are the same weights"]
+    assert not found.rows[0].differences[1].clear
+
+
+def test_several_evaluations_of_a_run_are_told_apart_by_what_they_say_of_themselves():
+    from contrastneg.evaluate.comparison import mark
+
+    found = evaluation(np.ones(3), "runs/best-projector/checkpoints/last.ckpt", layer="projector")
+    assert mark(found) == " (last, projector)"
+    assert mark(evaluation(np.ones(3), "runs/best-random-projector")) == ""
+
+
+def test_images_of_a_group_are_drawn_together(runs):
+    from contrastneg.evaluate.comparison import difference
+
+    first, second = (evaluation(np.arange(200) % 20 < count) for count in (10, 11))
+    alone = difference(first, second, "knn top-1").interval
+    first.values["group"] = np.arange(200) % 20
+    together = difference(first, second, "knn top-1").interval
+    assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
 def test_other_images_are_not_compared(runs, tmp_path):
@@ -90,7 +120,10 @@ def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys, mo
     assert main(["evaluate", "--compare", *map(str, runs)]) == 0
     printed = capsys.readouterr().out
     assert "+10.0" in printed
+    assert "raw pixels" in printed
+    assert main(["evaluate", "--compare", *map(str, runs), "--out", "other.html"]) == 0
     page = (tmp_path / "comparison.html").read_text()
+    assert (tmp_path / "other.html").read_text() == page
     assert page.count("<svg") == 1
     assert re.search(r"hard: 60\.0 \[59\.0, 61\.0\] %", page)
 

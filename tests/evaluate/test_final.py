@@ -106,7 +106,7 @@ def test_images_that_break_are_left_out_counted_and_never_shown(tmp_path):
         scored(settings(), Known(), Blind(), whole)
     rows, notes, _ = scored(settings(), Known(), Blind(), skipping)
     assert rows[0]["knn_top1"] == rows[2]["knn_top1"] == 100.0
-    assert "3 of 40 images of the bank could not be read and are left out" in notes
+    assert "3 of 40 training images could not be read and are left out" in notes
     assert "3 of 40 test images could not be read and are left out" in notes
     found = extract(Known(), skipping, "train", torch.device("cpu"))
     assert found.labels.tolist() == source.labels[found.position].tolist()
@@ -139,7 +139,7 @@ def test_a_large_bank_is_cut_for_linear_fits_and_raw_pixels_evenly_and_by_seed(d
     available = data.labels("train").bincount(minlength=16)
     each = banks["linear_score"][0].labels.bincount(minlength=16)
     assert (each >= available.clamp(max=each.max() - 1)).all()  # a class has fewer only where it had no more
-    assert sum("linear fits learn from 50 of the 200 labelled images of the bank" in note for note in notes) == 1
+    assert sum("linear fits learn from 50 of the 200 labelled training images" in note for note in notes) == 1
     assert "scoring the raw pixels: kNN and linear scores learn from 50 images and are tested on 200" in said
     scored(settings(seed=1), Known(), Blind(), data)
     assert banks["linear_score"][3].position.tolist() != drawn[0]
@@ -220,7 +220,7 @@ def test_features_that_are_not_finite_are_told_beside_the_scores(data):
             return features
 
     _, notes, _ = scored(settings(), Broken(), Known(), data)
-    assert any("features of the queries are not finite: they count as wrong" in note for note in notes)
+    assert any("features of the test images are not finite: they count as wrong" in note for note in notes)
 
 
 def test_without_labels_some_images_are_shown_with_their_nearest_others(monkeypatch):

@@ -134,7 +134,7 @@ def test_right_has_each_labelled_query_in_its_place():
     assert (~score.right).nonzero().flatten().tolist() == [3, 7]  # three queries before the tenth have no label
     assert score.top1 == 85 / 87
     assert score.top5 is not None
-    assert "1 of 87 features of the queries are not finite: they count as wrong" in score.notes
+    assert "1 of 87 features of the test images are not finite: they count as wrong" in score.notes
 
 
 def test_rows_without_label_or_finite_features_change_nothing_but_the_notes():
@@ -148,7 +148,10 @@ def test_rows_without_label_or_finite_features_change_nothing_but_the_notes():
     with_more = heads_score(more, test, num_classes=6, seed=3, grid=small())
     assert torch.equal(with_more.right, plain.right)
     assert with_more.grid == plain.grid
-    assert with_more.notes == ("2 of 202 features of the bank are not finite: they are left out", *plain.notes)
+    assert with_more.notes == (
+        "2 of 202 features of the training images are not finite: they are left out",
+        *plain.notes,
+    )
     dead = Features(torch.full_like(train.x, torch.nan), train.labels)
     assert heads_score(dead, test, num_classes=6, seed=3, grid=small()).top1 == 0
     with pytest.raises(ValueError, match="there are none"):
@@ -162,7 +165,7 @@ def test_classes_without_images_are_fine_and_labels_beyond_the_classes_are_refus
     train = blobs(200, 0.05, 1)
     gap = Features(train.x, train.labels * 2)
     assert heads_score(gap, gap, num_classes=11, seed=0, grid=small()).top1 == 1.0
-    with pytest.raises(ValueError, match="label 10 of the bank is not among 6 classes"):
+    with pytest.raises(ValueError, match="label 10 of the training images is not among 6 classes"):
         heads_score(gap, gap, num_classes=6, seed=0, grid=small())
 
 
@@ -201,7 +204,7 @@ def test_a_choice_at_an_edge_of_the_grid_and_no_choice_at_all_are_said():
     assert notes == ("the chosen learning rate 0.01 is the largest of the grid: a larger one may be better",)
     one_each = Features(torch.eye(7), torch.arange(7))
     score = heads_score(one_each, one_each, num_classes=7, seed=0, grid=small(epochs=100))
-    assert "rows to spare for a choice" in score.notes[0]
+    assert "training images to spare for a choice" in score.notes[0]
     assert (score.lr, score.weight_decay) == pytest.approx((0.1, 1e-3))
     assert score.top1 == 1.0
 

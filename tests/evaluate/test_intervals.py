@@ -60,3 +60,21 @@ def test_nothing_has_no_interval():
         interval_of_mean(torch.ones(0))
     with pytest.raises(ValueError, match="got 0 and 0"):
         paired_difference(torch.ones(0), torch.ones(0))
+
+
+def test_images_of_a_group_are_drawn_together():
+    from contrastneg.evaluate.intervals import interval_of_mean
+
+    values = (torch.arange(300) // 3 % 5 == 0).double()  # a hundred groups of three with one answer each
+    group = torch.arange(300) // 3
+    together = interval_of_mean(values, group=group)
+    assert np.allclose(together, interval_of_mean(values[::3]), atol=0.015)  # as many witnesses as there are groups
+    apart = interval_of_mean(values)
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    uneven = torch.cat([torch.zeros(50, dtype=torch.long), torch.arange(1, 251)])
+    draws = np.random.default_rng(0)
+    members = [values.numpy()[uneven.numpy() == each] for each in range(251)]
+    means = [np.concatenate([members[i] for i in draws.integers(0, 251, 251)]).mean() for _ in range(2000)]
+    found = interval_of_mean(values, group=uneven)
+    width = np.subtract(*np.percentile(means, [97.5, 2.5]))
+    assert np.allclose(found, np.percentile(means, [2.5, 97.5]), atol=0.12 * width)

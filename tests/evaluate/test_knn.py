@@ -151,7 +151,7 @@ def test_labels_with_a_gap_are_refused_before_they_index_anything():
     from contrastneg.evaluate.knn import knn_score
 
     gap = Features(torch.randn(4, 3), torch.tensor([0, 1, 2, 5]))
-    with pytest.raises(ValueError, match="label 5 of the bank is not among 4 classes"):
+    with pytest.raises(ValueError, match="label 5 of the training images is not among 4 classes"):
         knn_score(gap, gap, k=1, temperature=0.1, num_classes=4)
 
 
@@ -167,8 +167,8 @@ def test_features_that_are_not_finite_neither_vote_nor_are_right_and_are_counted
         Features(broken, bank.labels), Features(broken, bank.labels), k=1, temperature=0.1, num_classes=10
     )
     assert score.top1 == 0.89
-    assert "11 of 100 features of the bank" in score.notes[0]
-    assert "11 of 100 features of the queries" in score.notes[1]
+    assert "11 of 100 features of the training images" in score.notes[0]
+    assert "11 of 100 features of the test images" in score.notes[1]
     dead = Features(torch.full_like(bank.x, torch.nan), bank.labels)
     assert knn_score(dead, dead, k=1, temperature=0.1, num_classes=10).top1 == 0
 
@@ -179,7 +179,7 @@ def test_a_label_beyond_the_classes_is_refused_by_every_way_in():
     from contrastneg.evaluate.linear import fit
 
     x, gap = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 5] * 2)
-    words = r"label 5 of the (bank|queries) is not among 4 classes \(0 to 3\)"
+    words = r"label 5 of the (training|test) images is not among 4 classes \(0 to 3\)"
     fine = Features(x, gap.clamp(max=3))
     for ask in (
         lambda: knn_predict(x, gap, x, num_classes=4),
@@ -197,7 +197,7 @@ def test_a_bank_of_one_of_several_classes_is_said_to_score_nothing():
 
     alike = Features(features(10).x, torch.full((10,), 2))
     notes = knn_score(alike, alike, k=3, temperature=0.1, num_classes=4).notes
-    assert notes == ("the bank has images of one of the 4 classes only: the score is meaningless",)
+    assert notes == ("the training images are of one of the 4 classes only: the score is meaningless",)
 
 
 def test_right_has_each_labelled_query_in_its_place():

@@ -82,7 +82,7 @@ def test_features_that_are_not_finite_are_left_out_and_counted():
     train.x[:3] = torch.inf
     score = linear_score(train, test, num_classes=5, seed=0)
     assert score.top1 == 0.75
-    assert "3 of 500 features of the bank" in score.notes[0]
+    assert "3 of 500 features of the training images" in score.notes[0]
     dead = Features(torch.full_like(train.x, torch.nan), train.labels)
     assert linear_score(dead, test, num_classes=5, seed=0).top1 == 0
 

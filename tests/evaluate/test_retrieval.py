@@ -75,3 +75,23 @@ def test_a_set_without_pairs_is_refused() -> None:
         retrieval_score(Features(torch.randn(3, 2), torch.tensor([0, 1, -1])))
     with pytest.raises(ValueError, match="at least 1"):
         retrieval_score(some_features(), ks=(0, 1))
+
+
+def test_images_of_the_own_group_are_neither_answers_nor_missed() -> None:
+    features = some_features(seed=3)
+    group = torch.arange(60) // 3
+    ranked = (F.normalize(features.x.double(), dim=1) @ F.normalize(features.x.double(), dim=1).T).argsort(
+        dim=1, descending=True
+    )
+    hits, precisions = [], []
+    for query in range(60):
+        others = [i for i in ranked[query].tolist() if group[i] != group[query]]
+        right = [bool(features.labels[i] == features.labels[query]) for i in others]
+        hits.append(right[0])
+        r = sum(right)
+        precisions.append(sum(sum(right[: i + 1]) / (i + 1) for i in range(r) if right[i]) / r)
+    score = retrieval_score(features, group=group)
+    assert score.recall[1] == pytest.approx(sum(hits) / 60)
+    assert score.map_at_r == pytest.approx(sum(precisions) / 60)
+    with pytest.raises(ValueError, match="of one class that are of two groups"):
+        retrieval_score(features, group=torch.zeros(60, dtype=torch.long))
