@@ -89,7 +89,7 @@ def embedded(
     subject, *others = subjects
     data = data_of(config, subject, source)
     cache = FeatureCache(folder / "features", config.half, config.cache)
-    device, dtype = device_of(config), DTYPES[config.precision]
+    device, dtype = device_of(config.accelerator), DTYPES[config.precision]
     encoder = subject.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(source)
     say(f"embeddings of {len(source):,} images")

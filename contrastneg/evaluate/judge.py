@@ -90,7 +90,7 @@ def evaluate(config: Evaluate, say: Callable[[str], None] = lambda line: None) -
     if address is None:
         raise ValueError(f"no data: {config.encoder} does not say what it was scored on; name a labelled set after it")
     with process_group(config.accelerator):
-        place = Place(device_of(config), DTYPES[config.precision])
+        place = Place(device_of(config.accelerator), DTYPES[config.precision])
         found = [judge(config, subject, address, config.test, config.asked, place, say)]
         for other in config.transfer:
             say(f"transfer to {other}")
@@ -338,16 +338,19 @@ def merged(earlier: Evaluation | None, sheets: list[Sheet], context: dict[str, A
     return Evaluation(context, scores, list(dict.fromkeys(notes)), values)
 
 
-def device_of(config: Evaluate) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
     """The device of this process.
+
+    Args:
+        accelerator: auto, cpu or gpu.
 
     Raises:
         ValueError: A GPU is asked for and there is none.
     """
     there = torch.cuda.is_available()
-    if config.accelerator == "gpu" and not there:
+    if accelerator == "gpu" and not there:
         raise ValueError("accelerator is gpu but this machine has none: give --accelerator cpu or auto")
-    if config.accelerator == "cpu" or not there:
+    if accelerator == "cpu" or not there:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
