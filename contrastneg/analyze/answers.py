@@ -200,7 +200,7 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
         table = rows_where(table, compared)
         told = []
         for row in table.to_dict("records"):
-            prior = "" if pd.isna(row["class_prior"]) else f" with prior {row['class_prior']:.2g}"
+            prior = "" if pd.isna(row["class_prior"]) else f" (prior {row['class_prior']:.2g})"
             name = row["estimate"] + prior
             kept = f"error, {row['estimate']}"
             told.append(f"{name} {draft.percent(kept, row, 'relative_error')}")
