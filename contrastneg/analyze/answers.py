@@ -1,15 +1,15 @@
 """The four questions, answered in sentences with numbers of the tables."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from contrastneg.analyze.charts import bin_name, detector_name
+from contrastneg.analyze.tables import Tables, rows_where
 
-Tables = Mapping[str, pd.DataFrame]
 NEAR = 0.95  # cosine of gradients from which on few negatives are said to do for all
 OFTEN = 0.5  # of the queries
 NO_ERROR = 1e-9  # of rounding
@@ -88,9 +88,9 @@ def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
     """Gradient shares, proxy accuracy, kinds of negatives, consistency."""
     if "gradient_shares" in tables:
         shares, effective = (tables[name] for name in ("gradient_shares", "effective_negatives"))
-        at = shares[shares["temperature"] == temperature]
-        hard = draft.keep("gradient share of the hardest 5 %", at[at["upper"] <= 0.05]["share"].sum())
-        row = effective[effective["temperature"] == temperature].iloc[0]
+        at = rows_where(shares, shares["temperature"] == temperature)
+        hard = draft.keep("gradient share of the hardest 5 %", rows_where(at, at["upper"] <= 0.05)["share"].sum())
+        row = rows_where(effective, effective["temperature"] == temperature).iloc[0]
         number = draft.keep("effective number of negatives", row["effective"])
         draft.headline = f"{100 * hard:.3g} %"
         draft.sentences.append(
@@ -99,7 +99,7 @@ def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
         )
     if "proxy_accuracy" in tables:
         table = tables["proxy_accuracy"]
-        row = table[table["negatives"] <= max(MOST_TOLD, table["negatives"].min())].iloc[-1]
+        row = rows_where(table, table["negatives"] <= max(MOST_TOLD, table["negatives"].min())).iloc[-1]
         draft.sentences.append(
             f"The second view of an image beats {row['negatives']:,.0f} random negatives, false ones among them, for "
             f"{draft.percent('proxy accuracy', row, 'accuracy')} of the queries (chance: {100 * row['chance']:.2g} %)."
@@ -112,7 +112,7 @@ def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
         )
     if "hardness_consistency" in tables:
         table = tables["hardness_consistency"]
-        row = table[(table["candidates"] == "all") & (table["statistic"] == "over-dispersion")].iloc[0]
+        row = rows_where(table, (table["candidates"] == "all") & (table["statistic"] == "over-dispersion")).iloc[0]
         value = draft.keep("over-dispersion", row["value"])
         some = "some images are hard for many queries, others for none" if value > 2 else "near chance"
         draft.sentences.append(f"Hardness is {value:.3g} times as spread over images as chance would have it: {some}.")
@@ -136,7 +136,7 @@ def how_many_false(draft: _Draft, tables: Tables, temperature: float) -> None:
             rates.append(
                 f"{draft.percent(f'same class, {name}', row, 'rate')} of {of_bin} ({row['lift']:.3g} times as many)"
             )
-        hard = bins[bins["upper"] <= 0.05]
+        hard = rows_where(bins, bins["upper"] <= 0.05)
         held = draft.keep("recall of the hardest 5 %", hard["recall"].sum())
         draft.headline = f"{100 * bins['rate'].iloc[0]:.3g} %"
         draft.sentences.append(
@@ -157,8 +157,8 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
     if "gradient_agreement" in tables:
         table = tables["gradient_agreement"]
         for mass, told in (("preserve", "with the total weight of all"), ("plain", "each counted once")):
-            part = table[table["mass"] == mass]
-            enough = part[part["cosine"] >= NEAR]
+            part = rows_where(table, table["mass"] == mass)
+            enough = rows_where(part, part["cosine"] >= NEAR)
             row = (enough if len(enough) else part).iloc[0 if len(enough) else -1]
             number = draft.keep(f"negatives for cosine {NEAR}, {mass}", row["negatives"])
             draft.sentences.append(
@@ -168,7 +168,7 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
                 draft.headline = f"{number:,.0f}"
     if "negative_counts" in tables:
         table = tables["negative_counts"]
-        often = table[table["hard"] >= OFTEN]
+        often = rows_where(table, table["hard"] >= OFTEN)
         first = table.iloc[0]
         clean = f"none of {first['negatives']:,.0f} is false for {draft.percent('clean, fewest', first, 'clean')}"
         if len(often):
@@ -194,12 +194,13 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
     """Errors of the estimates, gains and losses of the detectors."""
     if "negative_terms" in tables:
         table = tables["negative_terms"]
-        table = table[~table["estimate"].isin(["oracle", "hard oracle"])].drop_duplicates(
-            "estimate"
+        compared = (
+            ~table["estimate"].isin(["oracle", "hard oracle"]) & ~table["estimate"].duplicated()
         )  # the measured prior is first
+        table = rows_where(table, compared)
         told = []
         for row in table.to_dict("records"):
-            prior = "" if pd.isna(row["class_prior"]) else f" with prior {row['class_prior']:.2g}"
+            prior = "" if pd.isna(row["class_prior"]) else f" (prior {row['class_prior']:.2g})"
             name = row["estimate"] + prior
             kept = f"error, {row['estimate']}"
             told.append(f"{name} {draft.percent(kept, row, 'relative_error')}")
@@ -209,7 +210,7 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
         )
     if "false_negative_detectors" in tables:
         table = tables["false_negative_detectors"]
-        table = table[table["found"] > 0]
+        table = rows_where(table, table["found"] > 0)
         for row in _worth_telling(table).to_dict("records"):
             name = detector_name(row)
             draft.sentences.append(
@@ -222,5 +223,5 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
 def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:
     """The best setting of each detector by the harmonic mean of precision and recall."""
     score = 2 * table["precision"] * table["recall"] / (table["precision"] + table["recall"])
-    best = table.assign(score=score.fillna(0)).sort_values("score", ascending=False, kind="stable")
-    return best.drop_duplicates("detector").sort_index()
+    best = table.assign(score=score.fillna(0)).sort_values(by="score", ascending=False, kind="stable")
+    return rows_where(best, ~best["detector"].duplicated()).sort_index()

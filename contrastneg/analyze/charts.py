@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from contrastneg.analyze.tables import Tables, rows_where
 from contrastneg.report.comparison import Whiskers
 from contrastneg.report.plots import Chart, Level, Point
 from contrastneg.report.tableplots import curves, dots
 
-Tables = Mapping[str, pd.DataFrame]
 CELLS = 12  # classes that a table of confusions shows on each side
 
 
@@ -107,10 +107,8 @@ def of_hardness(tables: Tables) -> list[Drawing]:
 def of_gradient(tables: Tables) -> list[Drawing]:
     """Shares by temperature and effective numbers."""
     shares, effective = tables["gradient_shares"], tables["effective_negatives"]
-    lines = [
-        (bin_name(low, high), of(part, "temperature", "share", 100.0))
-        for (low, high), part in shares.groupby(["lower", "upper"], sort=False)
-    ]
+    names = [bin_name(low, high) for low, high in zip(shares["lower"], shares["upper"], strict=True)]
+    lines = each(shares.assign(bin=names), "bin", "temperature", "share", 100.0)
     share = curves("Share of the gradient", "%", lines, x_title="temperature t", x_unit="t", from_zero=True)
     number = curves(
         "Effective number of negatives",
@@ -131,11 +129,11 @@ def of_similarity(tables: Tables) -> list[Drawing]:
     """Both histograms as densities, over the span where there are any pairs."""
     table = tables["similarity_histogram"]
     table = table.assign(middle=(table["left"] + table["right"]) / 2)
-    some = table.groupby("middle")["share"].transform("max") > 0
+    some = table["middle"].isin(rows_where(table, table["share"] > 0)["middle"])
     chart = curves(
         "Cosine of query and candidate",
         "",
-        each(table[some], "pairs", "middle", "density"),
+        each(rows_where(table, some), "pairs", "middle", "density"),
         x_title="cosine",
         from_zero=True,
     )
@@ -162,8 +160,8 @@ def of_ranks(tables: Tables) -> list[Drawing]:
 def of_confusion(tables: Tables) -> list[Drawing]:
     """The classes that most queries are of, and the candidates' classes."""
     table = tables["hard_confusion"]
-    asked = table.groupby("query_class")["class_queries"].first().sort_values(ascending=False, kind="stable")
-    shown = sorted(asked.index[:CELLS])
+    asked = dict(zip(table["query_class"], table["class_queries"], strict=True))
+    shown = sorted(sorted(asked, key=lambda label: (-asked[label], label))[:CELLS])
     name = dict(zip(table["candidate_class"], table["candidate_class_name"], strict=True))
     name |= dict(zip(table["query_class"], table["query_class_name"], strict=True))
     rate = {
@@ -187,7 +185,7 @@ def of_confusion(tables: Tables) -> list[Drawing]:
 def of_consistency(tables: Tables) -> list[Drawing]:
     """Histogram of counts beside the null."""
     table = tables["consistency_histogram"]
-    every = table[table["candidates"] == "all"]
+    every = rows_where(table, table["candidates"] == "all")
     lines = [("observed", of(every, "hits", "observed", 100.0)), ("by chance", of(every, "hits", "null", 100.0))]
     chart = curves(
         "For how many queries an image is hard",
@@ -227,7 +225,7 @@ def of_proxy(tables: Tables) -> list[Drawing]:
         ("by chance", of(accuracy, "negatives", "chance", 100.0)),
     ]
     task = curves("Proxy accuracy", "%", lines, x_title="negatives K", x_unit="K", log_x=True, from_zero=True)
-    ranked = matching[matching["rank"] > 0]
+    ranked = rows_where(matching, matching["rank"] > 0)
     curve = curves(
         "Matching probability of negatives",
         "%",
@@ -274,7 +272,7 @@ def of_agreement(tables: Tables) -> list[Drawing]:
     """Cosine and variance by number, for both masses."""
     table = tables["gradient_agreement"]
     kept = {"plain": "each counts once", "preserve": "total mass of all"}
-    table = table.assign(mass=table["mass"].map(kept))
+    table = table.assign(mass=[kept[mass] for mass in table["mass"]])
     told = f"{int(table['draws'].iloc[0])} draws per query at t = {table['temperature'].iloc[0]:g}."
     return [
         plot
@@ -294,7 +292,7 @@ def estimate_name(estimate: str, prior: float) -> str:
 def of_estimates(tables: Tables) -> list[Drawing]:
     """Relative error and gradient cosine of each estimate."""
     table = tables["negative_terms"]
-    table = table[~table["estimate"].isin(["oracle", "hard oracle"])]
+    table = rows_where(table, ~table["estimate"].isin(["oracle", "hard oracle"]))
     names = [estimate_name(e, p) for e, p in zip(table["estimate"], table["class_prior"], strict=True)]
     at = f"The number after a name is its class prior. t = {table['temperature'].iloc[0]:g}, beta = {table['beta'].iloc[0]:g}."
     return [

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -54,7 +55,7 @@ class Material:
         return self.estimate if self.labels is None else self.labels
 
     @property
-    def asked(self) -> dict[str, int]:
+    def asked(self) -> dict[str, Any]:
         """Arguments that all measures take."""
         return {"queries": self.queries, "seed": self.seed}
 

@@ -21,9 +21,10 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
         ValueError: There is no such encoder, or no projection head although it is asked for.
     """
     subject = opened(config, address)
-    if config.layer != "backbone" and subject.projector is None and is_whole_run(subject, address):
+    run = subject.run if is_whole_run(subject, address) else None
+    if config.layer != "backbone" and subject.projector is None and run is not None:
         with suppress(ValueError):  # no checkpoint: then there is no projector
-            other = opened(config, str(newest_checkpoint(subject.run)))
+            other = opened(config, str(newest_checkpoint(run)))
             if weights_of(other.network) == weights_of(subject.network):
                 subject = replace(subject, projector=other.projector)
     layer = config.layer if config.layer != "auto" else "backbone" if subject.projector is None else "projector"

@@ -26,8 +26,8 @@ from contrastneg.data.module import PretrainData
 from contrastneg.data.sources import ImageSet
 from contrastneg.evaluate.cache import FeatureCache, fingerprint, weights_of
 from contrastneg.evaluate.features import finite_rows
-from contrastneg.evaluate.judge import DTYPES, device_of
 from contrastneg.evaluate.neighbours import unit_rows
+from contrastneg.evaluate.place import device_of
 from contrastneg.subjects import Layer, Subject
 from contrastneg.writing import printable
 
@@ -89,7 +89,7 @@ def embedded(
     subject, *others = subjects
     data = data_of(config, subject, source)
     cache = FeatureCache(folder / "features", config.half, config.cache)
-    device, dtype = device_of(config), DTYPES[config.precision]
+    device, dtype = device_of(config.accelerator), getattr(torch, config.precision)
     encoder = subject.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(source)
     say(f"embeddings of {len(source):,} images")

@@ -1,6 +1,6 @@
 """The sections of an analysis: what each measures, what it needs, how it is drawn. A new one is a new entry of ``SECTIONS``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,9 +10,8 @@ from contrastneg.analysis.hardness import TEMPERATURES
 from contrastneg.analyze import charts
 from contrastneg.analyze.charts import Drawing
 from contrastneg.analyze.material import CHECKPOINTS, CLASSES, LABELS, Material
+from contrastneg.analyze.tables import Tables, rows_where
 
-Tables = Mapping[str, pd.DataFrame]
-"""Tables by name; the name is that of the file, too."""
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
@@ -70,10 +69,11 @@ def measure_confusion(material: Material) -> dict[str, pd.DataFrame]:
     """Classes of the hardest candidates, by name; of many classes the most frequent for each."""
     table = analysis.hard_confusion(material.embeddings, material.labels, **material.asked)
     for side in ("query_class", "candidate_class"):
-        table.insert(table.columns.get_loc(side) + 1, f"{side}_name", [material.names[c] for c in table[side]])
-    if table["query_class"].nunique() > LISTED_CLASSES:
+        place = table.columns.tolist().index(side) + 1
+        table.insert(place, f"{side}_name", [material.names[label] for label in table[side]])
+    if len(set(table["query_class"])) > LISTED_CLASSES:
         largest = table.groupby("query_class")["rate"].rank(method="first", ascending=False) <= LISTED_CLASSES // 5
-        table = table[largest].reset_index(drop=True)
+        table = rows_where(table, largest).reset_index(drop=True)
     return {"hard_confusion": table}
 
 
@@ -126,8 +126,9 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
         *told, temperature=material.temperature, clusters=material.estimate, **asked
     )  # with the measured prior
     priors = analysis.negative_terms(*told, temperature=material.temperature, class_priors=PRIORS, **asked)
-    further = priors[priors["class_prior"].notna()]
-    return {"negative_terms": pd.concat([share, further], ignore_index=True)}
+    further = rows_where(priors, priors["class_prior"].notna())
+    tables: list[pd.DataFrame] = [share, further]
+    return {"negative_terms": pd.concat(tables, ignore_index=True)}
 
 
 def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:

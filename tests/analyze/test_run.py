@@ -123,7 +123,7 @@ def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_
 
     run = tmp_path / "run"
     quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
-    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.dim", "24"]
+    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.out", "24"]
     assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
     folder, found = analyzed(run, limit_images=200, sections=("gradient",), gallery=0)
     assert folder == run / "analysis" / "shapes-projector"

@@ -27,7 +27,7 @@ def test_all_means_every_section():
     [
         ([], "no encoder: name a run folder"),
         (["run", "--sections", "hardnes"], "sections holds 'hardnes': choose from hardness, gradient"),
-        (["run", "--temperature", "0"], "temperature is 0.0: give more than 0"),
+        (["run", "--temperature", "0"], "temperature is 0.0: give a number above 0"),
         (["run", "--queries", "0"], "queries is 0"),
         (["run", "--clusters", "1"], "clusters is 1"),
         (["run", "--query", "3"], "query"),
