@@ -165,7 +165,8 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
                 f"Drawn at random and {told}, {number:,.0f} negatives give a gradient of cosine {row['cosine']:.3f} with that of all."
             )
             if mass == "preserve":
-                draft.headline = f"{number:,.0f}"
+                fewest = number == part["negatives"].iloc[0]  # fewer were not tried
+                draft.headline = f"{'≤ ' if fewest else ''}{number:,.0f}"
     if "negative_counts" in tables:
         table = tables["negative_counts"]
         often = rows_where(table, table["hard"] >= OFTEN)
