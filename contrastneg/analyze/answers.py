@@ -156,16 +156,16 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
     """Gradient cosine, chances of hard and clean, the closed form."""
     if "gradient_agreement" in tables:
         table = tables["gradient_agreement"]
-        for mass, told in (("preserve", "with the total weight of all"), ("plain", "each counted once")):
-            part = rows_where(table, table["mass"] == mass)
-            enough = rows_where(part, part["cosine"] >= NEAR)
-            row = (enough if len(enough) else part).iloc[0 if len(enough) else -1]
-            number = draft.keep(f"negatives for cosine {NEAR}, {mass}", row["negatives"])
-            draft.sentences.append(
-                f"Drawn at random and {told}, {number:,.0f} negatives give a gradient of cosine {row['cosine']:.3f} with that of all."
-            )
-            if mass == "preserve":
-                draft.headline = f"{number:,.0f}"
+        part = rows_where(table, table["mass"] == "preserve")  # a common weight changes the gradient's length alone
+        enough = rows_where(part, part["cosine"] >= NEAR)
+        row = (enough if len(enough) else part).iloc[0 if len(enough) else -1]
+        number = draft.keep(f"negatives for cosine {NEAR}", row["negatives"])
+        fewest = number == part["negatives"].iloc[0]  # fewer were not tried
+        draft.headline = f"{'≤ ' if fewest else ''}{number:,.0f}"
+        draft.sentences.append(
+            f"Drawn at random, {number:,.0f} negatives give a gradient of cosine {row['cosine']:.3f} with that of all "
+            f"{part['negatives'].iloc[-1]:,.0f}, whatever weight they have in common."
+        )
     if "negative_counts" in tables:
         table = tables["negative_counts"]
         often = rows_where(table, table["hard"] >= OFTEN)

@@ -51,7 +51,7 @@ def sample_of(table: pd.DataFrame) -> str:
     drawn = (
         f"all {images:,} images are" if queries == images else f"{queries:,} of {images:,} images, drawn at random, are"
     )
-    classes = f"; classes: {row['classes']}" if "classes" in row else ""
+    classes = f"; classes: {row['classes']}" if isinstance(row.get("classes"), str) else ""
     return f"n: {drawn} queries; bars and tables: standard errors over them{classes}."
 
 

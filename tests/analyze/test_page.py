@@ -80,6 +80,9 @@ def test_the_page_fits_the_screen_and_is_readable(page, browser, width, scheme):
         assert shown.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 40)")
         assert shown.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label'))")
         assert shown.evaluate(CONTRASTS) == []
+        heights = "[...document.querySelectorAll('.shares td.number')].map(cell => cell.getBoundingClientRect().height)"
+        assert max(shown.evaluate(heights)) < 60  # no number is broken over lines
+        assert "classes: nan" not in shown.locator("main").inner_text()
 
 
 # elements whose text has a contrast below 4.5 with the nearest background that is not transparent
