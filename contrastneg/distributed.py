@@ -207,9 +207,12 @@ def from_first(name: str, work: Callable[[], Result]) -> Result:
         finally:
             store.set(name, sent)  # pyright: ignore[reportArgumentType] - bytes are taken, too
     else:
-        while not store.check([name]):
-            time.sleep(0.1)
-        sent = store.get(name)
+        try:
+            while not store.check([name]):
+                time.sleep(0.1)
+            sent = store.get(name)
+        except dist.DistNetworkError:  # the first process has ended, and the store with it
+            sent = b""
         if not sent:
             raise RuntimeError(f"the first process failed at {name!r}: its own message says why")
         result = pickle.loads(sent)

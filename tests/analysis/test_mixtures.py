@@ -30,11 +30,11 @@ def test_similarities_are_those_of_the_stage():
         cosine = keys[asked] @ keys.T
         cosine[torch.arange(len(asked)), asked] = -2
         own = (keys[asked] * second[asked]).sum(dim=1)
-        assert row.above_hardest == pytest.approx(
-            float((columns > cosine.amax(dim=1)[:, None]).double().mean()), abs=0.01
-        )
-        assert row.above_positive == pytest.approx(float((columns > own[:, None]).double().mean()), abs=0.01)
-        assert row.positive_first == pytest.approx(float((columns < own[:, None]).all(dim=1).double().mean()), abs=0.01)
+        # A mix of a key with itself ties with the key, and rounding decides: up to 9 of 300.
+        above = (columns > cosine.amax(dim=1)[:, None]).double().mean(), (columns > own[:, None]).double().mean()
+        assert (row.above_hardest, row.above_positive) == pytest.approx(tuple(map(float, above)), abs=0.03)
+        first = (columns < own[:, None]).all(dim=1).double().mean()
+        assert row.positive_first == pytest.approx(float(first), abs=0.03)
 
 
 def _asked(label):

@@ -79,12 +79,13 @@ def test_moved_keys_raise_the_loss_over_copies_of_the_unmoved(per_query):
 
 def test_keys_per_query_are_moved_by_their_own_query():
     from contrastneg.negatives import AdversarialShift
+    from contrastneg.negatives.mixes import hardest_columns
 
     keys = unit(5, 30, 8, seed=2).requires_grad_()
     negatives = table(keys)
     (gradient,) = torch.autograd.grad(losses(negatives).sum(), keys, retain_graph=True)
     moved = torch.nn.functional.normalize(keys + 0.7 * T * gradient, dim=2).detach()
-    hardest = negatives.similarity.topk(6, dim=1, sorted=False).indices
+    hardest = hardest_columns(negatives.similarity.detach(), None, 6)  # in the order of the stage
     exact = torch.einsum("bd,bkd->bk", negatives.query, moved).gather(1, hardest)
     found = AdversarialShift(count=6, step=0.7, temperature=T)(negatives, clock()).similarity[:, 30:]
     assert_close(found, exact)
