@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
@@ -31,14 +31,14 @@ class FinetuneRecipe:
     """How encoder and classifier are trained: SGD with Nesterov's momentum 0.9, cosine to 0, random crop and flip.
 
     Epochs, batch and classifier rate are those of SynCo's semi-supervised evaluation (official code, arXiv:2410.02401); its
-    encoder rate is the middle of the grid 0.005, 0.01, 0.02, 0.05, 0.1. No weight decay, and smaller steps for small sets at
-    the same rates, so that they see about as many steps, are ours.
+    encoder rate is the middle of the grid 0.005, 0.01, 0.02, 0.05, 0.1. No weight decay is ours, and what :meth:`for_images`
+    makes of it for small sets.
     """
 
     epochs: int = 30
     """Passes over the labelled images, at least 1."""
     batch_size: int = 1024
-    """Images per step on all devices together, at least 1; fewer where an epoch would have less than eight steps."""
+    """Images per step on all devices together, at least 1."""
     encoder_lr: float = 0.02
     """Learning rate of the encoder, 0 or more."""
     classifier_lr: float = 0.5
@@ -52,6 +52,21 @@ class FinetuneRecipe:
         check_range(self, "epochs", "batch_size", least=1)
         check_range(self, "encoder_lr", "classifier_lr", "weight_decay", least=0)
         check_crop_scale(self)
+
+    def for_images(self, count: int) -> "FinetuneRecipe":
+        """The recipe for so many images: steps small enough that an epoch has eight, at rates that are as much smaller.
+
+        The rates belong to the recipe's batch; at small ones they would diverge, so they follow it in proportion
+        (arXiv:1706.02677).
+
+        Args:
+            count: Images that are learned from.
+        """
+        batch = min(self.batch_size, max(1, count // LEAST_STEPS))
+        share = batch / self.batch_size
+        return replace(
+            self, batch_size=batch, encoder_lr=self.encoder_lr * share, classifier_lr=self.classifier_lr * share
+        )
 
     def optimizer(self, encoder: nn.Module, classifier: nn.Module) -> torch.optim.SGD:
         """What descends."""
@@ -149,8 +164,8 @@ def finetune_score(
     unknown = int((data.labels("train")[positions] < 0).sum())
     if unknown:
         raise ValueError(f"{unknown} of the {len(positions)} images to learn from have no label: leave them out")
-    batch = min(recipe.batch_size, max(1, len(positions) // LEAST_STEPS))
-    crops = LabelledCrops(data, positions, recipe.crop_scale, batch, seed)
+    asked, recipe = recipe, recipe.for_images(len(positions))
+    crops = LabelledCrops(data, positions, recipe.crop_scale, recipe.batch_size, seed)
     copied = plain_batch_norm(copy.deepcopy(encoder), device).requires_grad_(True)
     with seeded(derive_seed(seed, "finetune", distributed.rank()), device):
         width = feature_width(copied.eval(), crops, device, dtype)
@@ -171,30 +186,30 @@ def finetune_score(
     return FinetuneScore(
         *shares(found, data.num_classes),
         found[:, 0],
-        (*notes, *step_notes(crops, batch, recipe, device)),
+        (*notes, *step_notes(crops, recipe, asked, device)),
         recipe.encoder_lr,
         recipe.classifier_lr,
         recipe.epochs,
-        batch,
+        recipe.batch_size,
         len(positions),
     )
 
 
-def step_notes(crops: LabelledCrops, batch: int, recipe: FinetuneRecipe, device: torch.device) -> list[str]:
+def step_notes(crops: LabelledCrops, recipe: FinetuneRecipe, asked: FinetuneRecipe, device: torch.device) -> list[str]:
     """What differs from the recipe in a step.
 
     Args:
         crops: What was learned from.
-        batch: Images per step.
-        recipe: What was asked for.
+        recipe: What was done.
+        asked: What was asked for.
         device: Where it was trained.
     """
     notes = []
     if device.type == "cpu" and distributed.world_size() > 1:
         notes.append("batch norm took the statistics of each process's share of a batch")
-    if batch < recipe.batch_size:
-        steps = f"steps of {batch} instead of {recipe.batch_size}, so that an epoch has {len(crops)}"
-        notes.append(f"{len(crops.positions)} images make {steps}")
+    if recipe.batch_size < asked.batch_size:
+        steps = f"steps of {recipe.batch_size} instead of {asked.batch_size}, so that an epoch has {len(crops)}"
+        notes.append(f"{len(crops.positions)} images make {steps}; learning rates are smaller in the same proportion")
     return notes
 
 

@@ -102,14 +102,14 @@ def test_a_copy_is_trained_in_training_mode_and_asked_in_evaluation_and_the_give
 
 
 def test_both_parts_learn_each_at_its_own_rate(data):
-    lasting = {"epochs": 6, "classifier_lr": 0.5}
+    lasting = {"epochs": 6, "classifier_lr": 1.0}
     chance = score(Small(), data, epochs=1, encoder_lr=0.0, classifier_lr=0.0).top1
     frozen = score(Small(), data, encoder_lr=0.0, **lasting)
-    tuned = score(Small(), data, encoder_lr=0.25, **lasting)
+    tuned = score(Small(), data, encoder_lr=0.5, **lasting)
     assert chance < frozen.top1
     assert chance < tuned.top1
     assert not torch.equal(frozen.right, tuned.right)
-    assert (tuned.encoder_lr, tuned.classifier_lr) == (0.25, 0.5)
+    assert (tuned.encoder_lr, tuned.classifier_lr) == (0.25, 0.5)  # for steps of half the recipe's size
     assert "200 images make steps of 25 instead of 50, so that an epoch has 8" in tuned.notes[-1]
 
 
@@ -143,6 +143,16 @@ def test_half_precision_runs_and_scores_nearly_the_same(data):
     rates = {"encoder_lr": 0.05, "classifier_lr": 0.5}
     exact, half = (score(Small(), data, dtype=dtype, **rates) for dtype in (torch.float32, torch.bfloat16))
     assert (exact.right == half.right).float().mean() > 0.7
+
+
+def test_rates_shrink_with_the_steps_that_a_small_set_makes_and_only_then():
+    from contrastneg.evaluate.finetune import FinetuneRecipe
+
+    recipe = FinetuneRecipe()
+    few = recipe.for_images(200)
+    assert few.batch_size == 25
+    assert (few.encoder_lr, few.classifier_lr) == pytest.approx((0.02 * 25 / 1024, 0.5 * 25 / 1024))
+    assert recipe.for_images(8 * 1024) == recipe
 
 
 def test_epochs_follow_the_share():
