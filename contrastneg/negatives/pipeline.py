@@ -153,12 +153,14 @@ class Record:
         self._ratio(name, values.sum(), values.new_full((), len(values)))
 
     def note(self, name: str, negatives: Negatives) -> None:
-        """Measure the table after a stage.
+        """Measure the candidates that repel after a stage: those that it attracted count no more than those it removed.
 
         ``kept`` candidates per query; ``effective`` number of negatives, e to the entropy of their weights; ``same_class``
         share among candidates of known class, by weight; ``empty_rows`` share of queries with no candidate left.
         """
         log_weight = negatives.log_weight.detach()
+        if negatives.attracted is not None:
+            log_weight = log_weight.masked_fill(negatives.attracted, -torch.inf)
         if log_weight.shape[1] == 0:  # an empty queue
             self._mean(f"negatives/{name}/kept", log_weight.sum(dim=1))
             self._mean(f"negatives/{name}/empty_rows", torch.ones_like(log_weight.sum(dim=1)))
