@@ -15,6 +15,8 @@ from torch import Tensor
 from contrastneg import distributed, losses
 from contrastneg.checks import check_range
 from contrastneg.negatives import Clock, Negatives, Stage
+from contrastneg.negatives.core import PHRASES
+from contrastneg.negatives.pipeline import named
 from contrastneg.objective import Measure, Objective, SumObjective, ignore
 from contrastneg.schedules import Schedule, value
 from contrastneg.stateful import SogCLR
@@ -56,13 +58,17 @@ def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float
         ValueError: A stage breaks what the loss needs, or attracts where the loss has one positive only, or a try on two
             images fails at either end of the run.
     """
-    for stage in stages:
-        for need in sorted(loss.needs & stage.breaks):
-            name, breaker = type(loss).__name__, type(stage).__name__
-            raise ValueError(f"loss {name} needs {need!r}, which stage {breaker} takes away: leave one of them out")
+    name = f"method.loss {type(loss).__name__}"
+    for number, stage in enumerate(stages):
+        breaks = stage.breaks if stage.kind == "source" or stage.whole_groups else stage.breaks | {"every pair"}
+        for need in sorted(loss.needs & breaks):
+            raise ValueError(
+                f"{name} needs {PHRASES.get(need, need)}, which it cannot have after {named(number, stage)}: "
+                "leave the stage out, or take another loss"
+            )
         if stage.attracts and not loss.takes_attracted:
             raise ValueError(
-                f"stage {type(stage).__name__} attracts candidates but loss {type(loss).__name__} has one positive only: "
+                f"{named(number, stage)} attracts candidates but {name} has one positive only: "
                 "use MultiPositive or Sincere, or let the stage eliminate"
             )
     two, ids = torch.eye(2), torch.arange(2)
@@ -386,7 +392,11 @@ class Spectral(SumObjective):
     """Spectral contrastive loss on unit vectors (arXiv:2106.04156). The temperature plays no part.
 
     The paper bounds the length of embeddings instead of fixing it: see :func:`contrastneg.losses.spectral_contrastive`.
+    It is a loss over every pair: stages that choose, make or weigh candidates for a query by itself are refused; those that
+    drop groups (clusters, labels, metadata) or weigh images may stand before it, and cost the table.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.spectral`; through the second moment of the keys."""
@@ -396,8 +406,12 @@ class Spectral(SumObjective):
 
 @dataclass(frozen=True)
 class Square(SumObjective):
-    """Square loss on cosines, as of whole-data methods (EHCF, NS-KGE). The temperature plays no part."""
+    """Square loss on cosines, as of whole-data methods (EHCF, NS-KGE). The temperature plays no part.
 
+    It is a loss over every pair, as :class:`Spectral` is, and takes the same stages only.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
     negative_weight: float | Schedule = 5.0
     """What all candidates together weigh against the positive, above 0. The default is ours."""
     target: float | Schedule = 0.0

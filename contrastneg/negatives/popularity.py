@@ -278,6 +278,7 @@ class PopularityWeight(OfPopularity):
     """
 
     kind: ClassVar[str] = "weight"
+    whole_groups: ClassVar[bool] = True
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:
