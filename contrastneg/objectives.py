@@ -155,6 +155,8 @@ class HardWeighted(SumObjective):
 class Decoupled(SumObjective):
     """InfoNCE without the positive in the denominator (DCL, arXiv:2110.06848). Values may be negative."""
 
+    ignores_mass = True
+
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.decoupled_info_nce`."""
         return losses.decoupled_from_logsumexp(sums.positive, sums.logsumexp(temperature), temperature=temperature)
@@ -166,6 +168,8 @@ class DecoupledWeighted(SumObjective):
 
     Weights are shared out among the queries of all processes; those of a step without gradient, among those of its own.
     """
+
+    ignores_mass = True
 
     sigma: float | Schedule = 0.5
     """Concentration of the weights, above 0, in units of cosine."""
@@ -290,6 +294,11 @@ class CosineContrastive(Objective):
     negatives: Literal["mean", "sum"] = "mean"
     """Mean or sum over the candidates; the paper's library sums with weight 1 unless told."""
 
+    @property
+    def ignores_mass(self) -> bool:  # type: ignore[override]
+        """Whether it is a mean."""
+        return self.negatives == "mean"
+
     def __post_init__(self) -> None:
         check_range(self, "margin", least=-1, most=1)
         check_range(self, "negative_weight", above=0)
@@ -310,6 +319,8 @@ class CosineContrastive(Objective):
 class BPR(Objective):
     """Bayesian personalised ranking (arXiv:1205.2618): each candidate alone should score below the positive."""
 
+    ignores_mass = True
+
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
     ) -> Float[Tensor, " B"]:
@@ -320,6 +331,8 @@ class BPR(Objective):
 @dataclass(frozen=True)
 class Triplet(Objective):
     """Triplet loss over all candidates (arXiv:1503.03832). The temperature plays no part."""
+
+    ignores_mass = True
 
     margin: float | Schedule = 0.1
     """How far a candidate's cosine should lie below the positive's, from 0 to 2; half of FaceNet's margin of 0.2."""
@@ -355,6 +368,8 @@ class Sigmoid(Objective):
 class BinaryCrossEntropy(Objective):
     """Each pair a yes-or-no question; the candidates together count as much as the positive."""
 
+    ignores_mass = True
+
     bias: float | Schedule = 0.0
     """Added to all logits."""
 
@@ -373,6 +388,8 @@ class BinaryCrossEntropy(Objective):
 @dataclass(frozen=True)
 class DualAMN(Objective):
     """Log-sum-exp over scores standardised within the row (Dual-AMN, WWW 2021). The temperature plays no part."""
+
+    ignores_mass = True
 
     scale: float | Schedule = 30.0
     """How much the hardest candidates stand out, above 0."""
@@ -397,6 +414,7 @@ class Spectral(SumObjective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
+    ignores_mass = True
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.spectral`; through the second moment of the keys."""
@@ -412,6 +430,8 @@ class Square(SumObjective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
+    ignores_mass = True
+
     negative_weight: float | Schedule = 5.0
     """What all candidates together weigh against the positive, above 0. The default is ours."""
     target: float | Schedule = 0.0
@@ -435,6 +455,8 @@ class AlignUniform(SumObjective):
     Uniformity is one number for the queries of all processes (of its own in a step without gradient); the paper takes it
     within each view of a batch.
     """
+
+    ignores_mass = True
 
     scale: float | Schedule = 2.0
     """Sharpness of the uniformity, above 0."""

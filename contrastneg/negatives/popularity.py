@@ -273,8 +273,8 @@ class PopularityWeight(OfPopularity):
 
     .. math:: \omega_j \propto \max(f_j, floor)^a
 
-    After arXiv:1708.05024, where these weights stand in a square loss over all items: an analogy. Follow it with
-    FixedMass to set their total, c_0 there.
+    After arXiv:1708.05024, where these weights stand in a square loss over all items: an analogy. Their
+    total, c_0 there, is the ``negative_weight`` of Square.
     """
 
     kind: ClassVar[str] = "weight"
