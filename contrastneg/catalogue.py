@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from contrastneg import negatives, objectives
 from contrastneg.negatives import Popularity, Stage
 from contrastneg.negatives.core import KINDS as STAGE_KINDS
+from contrastneg.negatives.core import PHRASES
 from contrastneg.negatives.popularity import OracleClassSize
 from contrastneg.objectives import Objective
 from contrastneg.schedules import Schedule
@@ -41,14 +42,6 @@ HEADINGS = {
     BEYOND: "Beyond the survey",
 }
 KINDS = (*STAGE_KINDS, "popularity", "loss", "other")
-WORDS = {
-    "all ranks": "no choice by rank before it",
-    "id": "image indices",
-    "key_gradient": "a gradient through the candidates",
-    "iid": "candidates drawn alike",
-    "log_prob": "a known law of sampling",
-    "support": "further views",
-}
 LETTERS = (
     "B queries, K candidates, M kept or made, D width, T images, C clusters, k neighbours; beside the table's B·K·D"
 )
@@ -133,7 +126,7 @@ def needs_of(thing: Any) -> list[str]:
     needs: Any = getattr(thing, "needs", frozenset())
     if isinstance(needs, property):  # where it hangs on a setting, that of the defaults
         needs = thing().needs
-    words = [WORDS.get(need, str(need)) for need in sorted(needs)]
+    words = [PHRASES.get(need, str(need)) for need in sorted(needs)]
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 
@@ -158,6 +151,7 @@ BASES = ("cifar10/moco.yaml", "cifar10/simclr.yaml")
 GRAPH = "memory T·D and T·k; search T²·D every 5 epochs"
 BANK = "memory T·D"
 ROW_LOSS = "B·K"
+SECOND_MOMENT = "B·D², no table; after a stage B·K·D and the table"
 
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
@@ -250,7 +244,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("2.2e", "Truncated by the positive", "[25] BootEA", "faithful",
           "uniform among the nearest to the positive; images for entities", "B·K·D and a sort", ("HardnessBand",),
           cifar("bootea")),
-    Entry("2.2e", "Cache of hard ones", "[27] NSCaching", "analogy", "images for corrupted triplets, scored by the key",
+    Entry("2.2e", "Cache of hard ones", "[27] NSCaching", "analogy",
+          "images for corrupted triplets, scored by the key; own memory, also over a queue",
           "memory T·D and T·M; B·M·D a step", ("HardCache",), cifar("nscaching")),
     Entry("2.2e", "Standardised hardness", "[36] Dual-AMN", "analogy",
           "the queue for all entities; one direction a query", ROW_LOSS, ("DualAMN",), cifar("dual_amn")),
@@ -296,7 +291,7 @@ ENTRIES: tuple[Entry, ...] = (
           "nearest images for pins and boards; the band is rescaled", f"{GRAPH}; B·walks·steps", ("PageRankBand",),
           cifar("pinsage")),
     Entry("2.4g", "Power of the positives' law, by chains", "[72] MCNS", "analogy",
-          "the model's similarity for edges; the mixture is in the ratio, unlike the code",
+          "the model's similarity for edges; mixture in the ratio, unlike the code; own memory, also over a queue",
           f"{GRAPH}; B·chains·moves·D", ("MetropolisChain",), cifar("mcns")),
     Entry("2.4g", "Power of the positives' law, exactly", "[72] MCNS", "analogy",
           "the model's similarity for edges; drawn over the table", "B·K draws", ("SoftmaxSubset",), cifar("softmax")),
@@ -318,13 +313,13 @@ ENTRIES: tuple[Entry, ...] = (
           "no user and no exposure: only the order of tiers carries over", "B·K compared a tier", ("MetadataTiers",),
           shaped("metadata_tiers")),
     Entry("2.5e", "Several behaviours", "[99]", "analogy",
-          "each kind of pair would be a whole-data term; one kind is here", "B·D²", ("Square",), cifar("square")),
+          "each kind of pair would be a whole-data term; one kind is here", SECOND_MOMENT, ("Square",), cifar("square")),
     # 3.1 False negatives
     Entry("3.1a", "Elimination should be learned", "–", "faithful",
           "a kind of stage of its own; precision and recall are logged where labels exist", "B·K",
           ("SameCluster", "GlobalQuantile"), cifar("ifnd", "glofnd")),
     Entry("3.1b", "High score and variance", "[31] SRNS", "analogy",
-          "noted at visits by the key; that false negatives vary less is a claim to test",
+          "noted at visits by the key, in a memory of its own, also over a queue; that they vary less is a claim to test",
           "memory T·D and T·M; B·M·D a step", ("ScoreHistory",), cifar("srns")),
     Entry("3.1c", "Moderate difficulty", "[90] ASA", "reconstruction",
           "a second-hand rule; the course of its gap was not found", "B·K top-k", ("GapSubset",), cifar("gap")),
@@ -361,9 +356,9 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("3.5a", "All shifts by Fourier", "[98]", "not applicable",
           "augmentations other than cyclic shifts form no such group; nothing is built for shifts of feature maps"),
     Entry("3.5b", "Whole data", "[99] EHCF", "analogy", "the algebra is exact, images for users and items",
-          "B·D², no table", ("Square", "losses.KeyMoments"), cifar("square")),
+          SECOND_MOMENT, ("Square", "losses.KeyMoments"), cifar("square")),
     Entry("3.5c", "All negatives, rewritten", "[100] NS-KGE", "analogy", "the algebra is exact, images for triplets",
-          "B·D², no table", ("Square",), cifar("square")),
+          SECOND_MOMENT, ("Square",), cifar("square")),
     Entry("3.5d", "Sampling is a means", "–", "faithful", "a claim to test: all against sampled at equal time",
           "B·D² against B·K·D", ("Square", "UniformSubset"), cifar("square", "uniform")),
     Entry("4", "First used to speed up skip-gram", "[3] word2vec", "not applicable", "history, nothing to build"),
@@ -409,7 +404,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(BEYOND, "Sigmoid", "SigLIP arXiv:2303.15343", "analogy",
           "two views for image and text; scale and bias do not learn", ROW_LOSS, ("Sigmoid",), cifar("sigmoid")),
     Entry(BEYOND, "Spectral", "HaoChen et al. 2021", "analogy", "unit vectors for vectors of bounded length",
-          "B·D², no table", ("Spectral",), cifar("spectral")),
+          SECOND_MOMENT, ("Spectral",), cifar("spectral")),
     Entry(BEYOND, "Alignment and uniformity", "arXiv:2005.10242", "faithful",
           "uniformity over queries and candidates, in the paper within each view", "B·K·D, no table", ("AlignUniform",),
           cifar("align_uniform") + large("imagenet/align_uniform", "imagenet100/align_uniform")),

@@ -22,7 +22,10 @@ class Objective(ABC):
     """A loss over the table of negatives."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What must still hold after the stages: "iid" (candidates are drawn alike from the data)."""
+    """What must still hold after the stages: "iid" (candidates are drawn alike from the data), "no correction" (their draw is
+    not corrected), "every pair" (none is chosen, made or weighed for a query by itself)."""
+    ignores_mass: bool = False
+    """Whether the sum of a query's weights has no effect on what is learned, only their proportions."""
     takes_attracted: ClassVar[bool] = False
     """Whether candidates that a stage attracts are further positives; others would push them away all the same."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from contrastneg import distributed, losses
 from contrastneg.checks import check_range
 from contrastneg.negatives import Clock, Negatives, Stage
+from contrastneg.negatives.core import PHRASES
+from contrastneg.negatives.pipeline import named
 from contrastneg.objective import Measure, Objective, SumObjective, ignore
 from contrastneg.schedules import Schedule, value
 from contrastneg.stateful import SogCLR
@@ -56,13 +58,17 @@ def check_objective(loss: Objective, stages: Sequence[Stage], temperature: float
         ValueError: A stage breaks what the loss needs, or attracts where the loss has one positive only, or a try on two
             images fails at either end of the run.
     """
-    for stage in stages:
-        for need in sorted(loss.needs & stage.breaks):
-            name, breaker = type(loss).__name__, type(stage).__name__
-            raise ValueError(f"loss {name} needs {need!r}, which stage {breaker} takes away: leave one of them out")
+    name = f"method.loss {type(loss).__name__}"
+    for number, stage in enumerate(stages):
+        breaks = stage.breaks if stage.kind == "source" or stage.whole_groups else stage.breaks | {"every pair"}
+        for need in sorted(loss.needs & breaks):
+            raise ValueError(
+                f"{name} needs {PHRASES.get(need, need)}, which it cannot have after {named(number, stage)}: "
+                "leave the stage out, or take another loss"
+            )
         if stage.attracts and not loss.takes_attracted:
             raise ValueError(
-                f"stage {type(stage).__name__} attracts candidates but loss {type(loss).__name__} has one positive only: "
+                f"{named(number, stage)} attracts candidates but {name} has one positive only: "
                 "use MultiPositive or Sincere, or let the stage eliminate"
             )
     two, ids = torch.eye(2), torch.arange(2)
@@ -149,6 +155,8 @@ class HardWeighted(SumObjective):
 class Decoupled(SumObjective):
     """InfoNCE without the positive in the denominator (DCL, arXiv:2110.06848). Values may be negative."""
 
+    ignores_mass = True
+
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.decoupled_info_nce`."""
         return losses.decoupled_from_logsumexp(sums.positive, sums.logsumexp(temperature), temperature=temperature)
@@ -160,6 +168,8 @@ class DecoupledWeighted(SumObjective):
 
     Weights are shared out among the queries of all processes; those of a step without gradient, among those of its own.
     """
+
+    ignores_mass = True
 
     sigma: float | Schedule = 0.5
     """Concentration of the weights, above 0, in units of cosine."""
@@ -284,6 +294,11 @@ class CosineContrastive(Objective):
     negatives: Literal["mean", "sum"] = "mean"
     """Mean or sum over the candidates; the paper's library sums with weight 1 unless told."""
 
+    @property
+    def ignores_mass(self) -> bool:  # type: ignore[override]
+        """Whether it is a mean."""
+        return self.negatives == "mean"
+
     def __post_init__(self) -> None:
         check_range(self, "margin", least=-1, most=1)
         check_range(self, "negative_weight", above=0)
@@ -304,6 +319,8 @@ class CosineContrastive(Objective):
 class BPR(Objective):
     """Bayesian personalised ranking (arXiv:1205.2618): each candidate alone should score below the positive."""
 
+    ignores_mass = True
+
     def __call__(
         self, negatives: Negatives, temperature: float, clock: Clock, record: Measure = ignore
     ) -> Float[Tensor, " B"]:
@@ -314,6 +331,8 @@ class BPR(Objective):
 @dataclass(frozen=True)
 class Triplet(Objective):
     """Triplet loss over all candidates (arXiv:1503.03832). The temperature plays no part."""
+
+    ignores_mass = True
 
     margin: float | Schedule = 0.1
     """How far a candidate's cosine should lie below the positive's, from 0 to 2; half of FaceNet's margin of 0.2."""
@@ -349,6 +368,8 @@ class Sigmoid(Objective):
 class BinaryCrossEntropy(Objective):
     """Each pair a yes-or-no question; the candidates together count as much as the positive."""
 
+    ignores_mass = True
+
     bias: float | Schedule = 0.0
     """Added to all logits."""
 
@@ -368,6 +389,8 @@ class BinaryCrossEntropy(Objective):
 class DualAMN(Objective):
     """Log-sum-exp over scores standardised within the row (Dual-AMN, WWW 2021). The temperature plays no part."""
 
+    ignores_mass = True
+
     scale: float | Schedule = 30.0
     """How much the hardest candidates stand out, above 0."""
 
@@ -386,7 +409,12 @@ class Spectral(SumObjective):
     """Spectral contrastive loss on unit vectors (arXiv:2106.04156). The temperature plays no part.
 
     The paper bounds the length of embeddings instead of fixing it: see :func:`contrastneg.losses.spectral_contrastive`.
+    It is a loss over every pair: stages that choose, make or weigh candidates for a query by itself are refused; those that
+    drop groups (clusters, labels, metadata) or weigh images may stand before it, and cost the table.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
+    ignores_mass = True
 
     def of_sums(self, sums: Sums, temperature: float, clock: Clock, record: Measure = ignore) -> Float[Tensor, " B"]:
         """See :func:`contrastneg.losses.spectral`; through the second moment of the keys."""
@@ -396,7 +424,13 @@ class Spectral(SumObjective):
 
 @dataclass(frozen=True)
 class Square(SumObjective):
-    """Square loss on cosines, as of whole-data methods (EHCF, NS-KGE). The temperature plays no part."""
+    """Square loss on cosines, as of whole-data methods (EHCF, NS-KGE). The temperature plays no part.
+
+    It is a loss over every pair, as :class:`Spectral` is, and takes the same stages only.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"every pair"})
+    ignores_mass = True
 
     negative_weight: float | Schedule = 5.0
     """What all candidates together weigh against the positive, above 0. The default is ours."""
@@ -421,6 +455,8 @@ class AlignUniform(SumObjective):
     Uniformity is one number for the queries of all processes (of its own in a step without gradient); the paper takes it
     within each view of a batch.
     """
+
+    ignores_mass = True
 
     scale: float | Schedule = 2.0
     """Sharpness of the uniformity, above 0."""

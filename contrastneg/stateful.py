@@ -33,6 +33,7 @@ class SogCLR(SumObjective, nn.Module):
     averages of all images.
     """
 
+    ignores_mass = True
     log_average: Tensor = field(init=False, repr=False)
     visited: Tensor = field(init=False, repr=False)
 

@@ -110,10 +110,10 @@ def test_needs_come_from_the_classes():
     from contrastneg.objectives import Debiased
 
     assert needs_of(UniformSubset) == []
-    assert needs_of(Debiased) == ["candidates drawn alike"]
-    assert needs_of(SupportViews) == ["image indices", "further views"]
-    assert needs_of(SamplingCorrection) == ["no choice by rank before it", "a known law of sampling"]
-    assert needs_of(OracleSameLabel) == ["image indices", "true labels (oracle)"]
+    assert needs_of(Debiased) == ["candidates drawn at random"]
+    assert needs_of(SupportViews) == ["the image behind each candidate", "further views of each image"]
+    assert needs_of(SamplingCorrection) == ["candidates of every hardness", "the probability of each draw"]
+    assert needs_of(OracleSameLabel) == ["the image behind each candidate", "true labels (oracle)"]
     assert needs_of(OracleClassSize) == ["true labels (oracle)"]
 
 

@@ -183,7 +183,7 @@ LINES = {
         "method.stages[0].pool of MoCHi is 100 but the queue holds 64 keys: raise queue_size, or ask for fewer"
     ),
     f"[{FIRST}, {{class_path: OracleSameLabel}}]": (
-        "method.stages[1], OracleSameLabel (eliminate) stands after UniformSubset (select): "
+        "method.stages[1] OracleSameLabel (eliminate) stands after method.stages[0] UniformSubset (select): "
         "order stages as source, eliminate, select, weight, synthesize"
     ),
     "[{class_path: UniformSubsets}]": "there is no class 'UniformSubsets' here: did you mean UniformSubset?",

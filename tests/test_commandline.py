@@ -236,7 +236,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         ),
         (
             ["shapes", "--method", "MoCo", "--method.loss", "Debiased", "--method.stages+=MoCHi"],
-            "loss Debiased needs 'iid', which stage MoCHi takes away",
+            "method.loss Debiased needs candidates drawn at random, which it cannot have after method.stages[0] MoCHi: leave",
         ),
         (
             ["shapes", "--batch_size", "32", "--method.stages", "HardestSubset", "--method.stages.count", "63"],

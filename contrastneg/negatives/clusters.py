@@ -32,6 +32,7 @@ class SameCluster(StageWithState):
     """
 
     kind: ClassVar[str] = "eliminate"
+    whole_groups: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
     label: Tensor = field(init=False, repr=False)

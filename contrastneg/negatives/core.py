@@ -22,9 +22,20 @@ from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
 
 KINDS = ("source", "eliminate", "select", "weight", "synthesize")
-WORDS = frozenset(
-    {"id", "support", "iid", "log_prob", "plain mass", "no correction", "all ranks", "candidates of the method", *KINDS}
-)  # what stages may give and break, with what a method provides; the name of a kind: that no such stage may follow
+PHRASES = {
+    "id": "the image behind each candidate",
+    "support": "further views of each image",
+    "key_gradient": "a gradient through the candidates",
+    "iid": "candidates drawn at random",
+    "log_prob": "the probability of each draw",
+    "plain mass": "weights that do not make up for dropped candidates",
+    "no correction": "candidates whose draw is not corrected",
+    "all ranks": "candidates of every hardness",
+    "candidates of the method": "the candidates of queue or batch",
+    "every pair": "all candidates, weighed alike for all queries",
+}  # what stages and losses may need, in words for users
+WORDS = frozenset({*PHRASES, *KINDS})
+# what stages may give and break, with what a method provides; the name of a kind: that no such stage may follow
 
 
 @dataclass(frozen=True)
@@ -250,6 +261,8 @@ class Stage(ABC):
     """Settings that count candidates of the table: none may ask for more than there can be."""
     of_images: ClassVar[tuple[str, ...]] = ()
     """Settings that count images: none may ask for more than there are."""
+    whole_groups: ClassVar[bool] = False
+    """Whether it only drops whole groups of images, or weighs images or groups, which losses over every pair can follow."""
     oracle = False
     """Whether it uses true labels: what it reaches is a bound, and no result of learning without labels."""
 

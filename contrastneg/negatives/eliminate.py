@@ -36,6 +36,7 @@ class OracleSameLabel(StageWithState):
     """
 
     kind: ClassVar[str] = "eliminate"
+    whole_groups: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
     oracle = True

@@ -56,6 +56,7 @@ class MetadataTiers(StageWithState):
     """
 
     kind: ClassVar[str] = "eliminate"
+    whole_groups: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
     breaks: ClassVar[frozenset[str]] = frozenset({"iid"})
     group: Tensor = field(init=False, repr=False)

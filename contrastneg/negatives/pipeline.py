@@ -1,6 +1,6 @@
 """A list of stages: whether it can be right, running it, and what it did to the table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contrastneg import distributed
 from contrastneg.checks import WrongSetting, refusal_of
-from contrastneg.negatives.core import KINDS, WORDS, Clock, Facts, Negatives, Stage, of_image
+from contrastneg.negatives.core import KINDS, PHRASES, WORDS, Clock, Facts, Negatives, Stage, of_image
 from contrastneg.schedules import value
 
 
@@ -34,39 +34,34 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
     taken: dict[str, str] = {}
     furthest, before, source = 0, "", ""
     for number, stage in enumerate(stages):
-        name = type(stage).__name__
+        name = named(number, stage)
         place = KINDS.index(stage.kind)
         if place < furthest:
             raise ValueError(
-                f"{key_of(number)}, {name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): "
-                f"order stages as {', '.join(KINDS)}"
+                f"{name} ({stage.kind}) stands after {before} ({KINDS[furthest]}): order stages as {', '.join(KINDS)}"
             )
         if unknown := (stage.gives | stage.breaks) - WORDS - provides:
-            raise ValueError(
-                f"stage {name} gives or breaks {sorted(unknown)}: nobody knows these, take {sorted(WORDS)}"
-            )
+            raise ValueError(f"{name} gives or breaks {sorted(unknown)}: nobody knows these, take {sorted(WORDS)}")
         if "key_gradient" in stage.needs - holds:
             raise ValueError(
-                f"{key_of(number)}, {name} needs candidates that carry a gradient, as only those of SimCLR do: take SimCLR, or "
+                f"{name} needs candidates that carry a gradient, as only those of SimCLR do: take SimCLR, or "
                 "another setting of the stage"
             )
         for need in sorted(stage.needs - holds):
-            why = f"{taken[need]} took away" if need in taken else f"nothing before it gives (there is {sorted(holds)})"
-            raise ValueError(f"{key_of(number)}, {name} needs {need!r}, which {why}: leave one of them out")
+            raise ValueError(f"{name} needs {PHRASES.get(need, need)}, {missing(need, taken, place)}")
         if source and stage.chooses and getattr(stage, "combine", None) == "replace":
             raise ValueError(
-                f"{key_of(number)}, {name} replaces the candidates that {source} chose: give it combine append, or leave one of "
-                "them out"
+                f"{name} replaces the candidates that {source} chose: give it combine append, or leave one of them out"
             )
         source = name if stage.chooses else source
         if stage.kind in taken:
             raise ValueError(
-                f"{key_of(number)}, {name} stands after {taken[stage.kind]}, which knows no probability of candidates that "
+                f"{name} stands after {taken[stage.kind]}, which knows no probability of candidates that "
                 "are made: leave one of them out"
             )
         furthest, before = place, name
         breaks = stage.breaks | ({"candidates of the method"} if stage.chooses else set())
-        taken.update(dict.fromkeys(breaks, name))
+        taken.update(dict.fromkeys(breaks & {*holds, *KINDS}, name))
         holds = (holds | stage.gives) - breaks
     if capacity is not None:
         check_candidates(stages, capacity, "the queue holds {} keys: raise queue_size")
@@ -107,6 +102,41 @@ def check_counts(number: int, stage: Stage, names: Sequence[str], most: int, why
 def key_of(number: int) -> str:
     """How a settings file names the stage at a place in the list."""
     return f"method.stages[{number}]"
+
+
+def named(number: int, stage: Stage) -> str:
+    """A stage by its key in a settings file and its class."""
+    return f"{key_of(number)} {type(stage).__name__}"
+
+
+def missing(need: str, taken: Mapping[str, str], place: int) -> str:
+    """Why a stage has not what it needs, and what to do.
+
+    Args:
+        need: A word of ``PHRASES``.
+        taken: The stage that took away each word that held and does no longer.
+        place: Kind of the stage that needs it, by place among ``KINDS``: others may stand before it up to this.
+    """
+    if need in taken:
+        return f"which it cannot have after {taken[need]}: leave one of them out"
+    givers = sorted(
+        {kind.__name__ for kind in kinds_of_stage() if need in given(kind) and KINDS.index(kind.kind) <= place}
+    )
+    put = f"put {' or '.join(givers)} before it, or " if givers else ""
+    return f"which no stage before it gives: {put}leave it out"
+
+
+def kinds_of_stage(of: type[Stage] = Stage) -> Iterator[type[Stage]]:
+    """Every class of stages."""
+    for kind in of.__subclasses__():
+        yield kind
+        yield from kinds_of_stage(kind)
+
+
+def given(kind: type[Stage]) -> frozenset[str]:
+    """What stages of a class give whatever their settings."""
+    gives: Any = kind.gives
+    return gives if isinstance(gives, frozenset) else frozenset()
 
 
 @dataclass
@@ -153,12 +183,14 @@ class Record:
         self._ratio(name, values.sum(), values.new_full((), len(values)))
 
     def note(self, name: str, negatives: Negatives) -> None:
-        """Measure the table after a stage.
+        """Measure the candidates that repel after a stage: those that it attracted count no more than those it removed.
 
         ``kept`` candidates per query; ``effective`` number of negatives, e to the entropy of their weights; ``same_class``
         share among candidates of known class, by weight; ``empty_rows`` share of queries with no candidate left.
         """
         log_weight = negatives.log_weight.detach()
+        if negatives.attracted is not None:
+            log_weight = log_weight.masked_fill(negatives.attracted, -torch.inf)
         if log_weight.shape[1] == 0:  # an empty queue
             self._mean(f"negatives/{name}/kept", log_weight.sum(dim=1))
             self._mean(f"negatives/{name}/empty_rows", torch.ones_like(log_weight.sum(dim=1)))

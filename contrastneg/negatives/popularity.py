@@ -273,11 +273,12 @@ class PopularityWeight(OfPopularity):
 
     .. math:: \omega_j \propto \max(f_j, floor)^a
 
-    After arXiv:1708.05024, where these weights stand in a square loss over all items: an analogy. Follow it with
-    FixedMass to set their total, c_0 there.
+    After arXiv:1708.05024, where these weights stand in a square loss over all items: an analogy. Their
+    total, c_0 there, is the ``negative_weight`` of Square.
     """
 
     kind: ClassVar[str] = "weight"
+    whole_groups: ClassVar[bool] = True
     breaks: ClassVar[frozenset[str]] = frozenset({"iid", "plain mass"})
 
     def forward(self, negatives: Negatives, clock: Clock) -> Negatives:

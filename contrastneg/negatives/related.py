@@ -115,6 +115,7 @@ class RelatedWeight(Related):
     """Let candidates related to the query count more (geography in recommendation; an analogy, the factor is ours)."""
 
     kind: ClassVar[str] = "weight"
+    whole_groups: ClassVar[bool] = True
 
     factor: float | Schedule = 2.0
     """What the weight of related candidates is multiplied by, above 0. A number or a schedule."""

@@ -90,6 +90,7 @@ class FixedMass(Stage):
     """
 
     kind: ClassVar[str] = "weight"
+    whole_groups: ClassVar[bool] = True
     breaks: ClassVar[frozenset[str]] = frozenset({"plain mass"})
 
     total: float | Schedule = 256.0

@@ -23,10 +23,16 @@ class Measure:
 
 
 CHANGE = Measure(
-    "Removed or added", "per query", "candidates that a stage leaves less those it met: removed below 0, added above"
+    "Removed or added",
+    "per query",
+    "negatives that a stage leaves less those it met: below 0 what it removed or made a positive, above 0 what it added",
 )
 MEASURES = {
-    "kept": Measure("Candidates kept", "per query", "candidates whose weight is above 0, before the stages and after each"),
+    "kept": Measure(
+        "Candidates kept",
+        "per query",
+        "candidates that act as negatives, before the stages and after each: neither removed nor attracted as positives",
+    ),
     "effective": Measure(
         "Effective number of negatives",
         "per query",
@@ -35,7 +41,8 @@ MEASURES = {
     "same_class": Measure(
         "Same class among the candidates",
         "%",
-        "share of the weight that lies on candidates of the query's true class, which are false negatives",
+        "share of the negatives' weight that lies on candidates of the query's true class, which are false negatives; those that "
+        "stages attract as positives are no negatives",
         100.0,
     ),
     "found": Measure(
@@ -50,7 +57,7 @@ MEASURES = {
     "recall": Measure(
         "Recall of what is found", "%", "share of the candidates of the query's true class that are found", 100.0
     ),
-    "empty_rows": Measure("Queries with nothing left", "%", "share of the queries that have no candidate", 100.0),
+    "empty_rows": Measure("Queries with nothing left", "%", "share of the queries that have no negative", 100.0),
     "accepted": Measure("Clustered images believed", "%", "share of the images whose cluster the stage believes", 100.0),
     "threshold": Measure(
         "Threshold of false negatives", "cosine", "mean of the images' own cosines above which a candidate is taken for one",

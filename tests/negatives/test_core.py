@@ -110,7 +110,9 @@ def test_stages_in_order_are_accepted_and_a_late_one_is_named():
     from contrastneg.negatives import check_pipeline
 
     check_pipeline([stage("eliminate"), stage("select"), stage("select"), stage("synthesize")], {"id"})
-    with pytest.raises(ValueError, match=r"SelectExample \(select\) stands after SynthesizeExample \(synthesize\)"):
+    with pytest.raises(
+        ValueError, match=r"SelectExample \(select\) stands after method.stages\[0\] SynthesizeExample \(synthesize\)"
+    ):
         check_pipeline([stage("synthesize"), stage("select")], {"id"})
 
 
@@ -127,9 +129,13 @@ def test_what_a_stage_needs_must_be_given_and_not_taken_away():
     from contrastneg.negatives import check_pipeline
 
     check_pipeline([stage("select", gives=["log_prob"]), stage("weight", needs=["log_prob"])], set())
-    with pytest.raises(ValueError, match="WeightExample needs 'log_prob', which nothing before it gives"):
+    with pytest.raises(
+        ValueError, match="WeightExample needs the probability of each draw, which no stage before it gives"
+    ):
         check_pipeline([stage("weight", needs=["log_prob"])], {"id"})
-    with pytest.raises(ValueError, match="WeightExample needs 'iid', which SelectExample took away"):
+    with pytest.raises(
+        ValueError, match=r"WeightExample needs candidates drawn at random, .* after method.stages\[0\] SelectExample"
+    ):
         check_pipeline([stage("select", breaks=["iid"]), stage("weight", needs=["iid"])], {"id"})
 
 

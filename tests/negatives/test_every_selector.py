@@ -223,7 +223,9 @@ def test_a_correction_is_refused_where_some_candidates_could_not_be_drawn(stage)
     if "log_prob" in stage.gives:
         check_pipeline([stage, SamplingCorrection()], {"id", "queue"})
     else:
-        with pytest.raises(ValueError, match="SamplingCorrection needs '(log_prob|all ranks)'"):
+        with pytest.raises(
+            ValueError, match="SamplingCorrection needs (the probability of each draw|candidates of every hardness)"
+        ):
             check_pipeline([stage, SamplingCorrection()], {"id", "queue"})
 
 

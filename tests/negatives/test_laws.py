@@ -162,7 +162,7 @@ def test_draws_tied_to_the_data_law_no_longer_stand_for_it():
         needs = frozenset({"iid"})
 
     check_pipeline([UniformSubset(), NeedsIid()], {"id"})
-    with pytest.raises(ValueError, match="SoftmaxSubset took away"):
+    with pytest.raises(ValueError, match="cannot have after .* SoftmaxSubset"):
         check_pipeline([SoftmaxSubset(), NeedsIid()], {"id"})
 
 

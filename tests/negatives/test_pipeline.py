@@ -7,7 +7,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from contrastneg.negatives import Clock, Facts, Negatives, Record, Stage, StageWithState, UniformSubset, run_stages
+from contrastneg.negatives import (
+    Clock,
+    Facts,
+    Negatives,
+    OracleSameLabel,
+    Record,
+    Stage,
+    StageWithState,
+    UniformSubset,
+    run_stages,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -201,3 +211,17 @@ def test_the_numbers_of_the_stages_are_logged_with_the_step():
     assert logged["negatives/1_UniformSubset/kept"] == 4
     assert logged["negatives/all/kept"] >= 19
     assert 0 <= logged["negatives/all/same_class"] <= 1
+
+
+def test_the_record_counts_attracted_candidates_no_more_than_removed_ones():
+    labels = torch.arange(40) % 4
+    numbers = {}
+    for action in ("eliminate", "attract"):
+        record, oracle = Record(labels), OracleSameLabel(action)
+        oracle.begin(Facts(40, 8, labels))
+        run_stages(table(), [oracle], Clock(0, 1, 0.0, 0), record)
+        numbers[action] = {name: number.item() for name, number in record.numbers.items()}
+    assert numbers["attract"] == numbers["eliminate"]
+    assert numbers["attract"]["negatives/1_OracleSameLabel/kept"] == 30  # of 39, 9 of the query's class
+    assert numbers["attract"]["negatives/1_OracleSameLabel/same_class"] == 0
+    assert numbers["attract"]["negatives/1_OracleSameLabel/found"] == 9

@@ -265,7 +265,7 @@ def test_popularity_is_in_the_checkpoint_and_comes_back_before_the_images_are_kn
 
 
 def test_candidates_without_identity_are_refused():
-    with pytest.raises(ValueError, match="PopularSubset needs 'id'"):
+    with pytest.raises(ValueError, match="PopularSubset needs the image behind each candidate"):
         check_pipeline([PopularSubset()], {"queue"})
 
 

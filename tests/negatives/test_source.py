@@ -211,7 +211,7 @@ def test_a_source_needs_images_behind_keys(name):
     from contrastneg.negatives import check_pipeline
 
     check_pipeline([make(name)], {"id", "queue"})
-    with pytest.raises(ValueError, match=f"{name} needs 'id'"):
+    with pytest.raises(ValueError, match=f"{name} needs the image behind each candidate"):
         check_pipeline([make(name)], {"queue"})
 
 

@@ -64,7 +64,7 @@ def test_a_threshold_of_one_finds_nothing_and_support_views_find_what_the_query_
 def test_a_method_that_makes_no_support_views_is_refused():
     from contrastneg.negatives import check_pipeline
 
-    with pytest.raises(ValueError, match="SupportViews needs 'support'"):
+    with pytest.raises(ValueError, match="SupportViews needs further views of each image"):
         check_pipeline([SupportViews()], {"id", "queue"})
     with pytest.raises(ValueError, match="without support views"):
         SupportViews()(table(support=False), NOW)
