@@ -186,9 +186,9 @@ LINES = {
         "method.stages[1], OracleSameLabel (eliminate) stands after UniformSubset (select): "
         "order stages as source, eliminate, select, weight, synthesize"
     ),
-    "[{class_path: UniformSubsets}]": "there is no class 'UniformSubsets' here: did you mean UniformSubset?",
+    "[{class_path: UniformSubsets}]": "method.stages[0].class_path: there is no class 'UniformSubsets' here: did you mean UniformSubset?",
     "[{class_path: UniformSubset, init_args: {cuont: 3}}]": (
-        "there is no setting 'cuont' in UniformSubset: did you mean count?"
+        "method.stages[0].init_args.cuont: there is no setting 'cuont' in UniformSubset: did you mean count?"
     ),
 }
 
