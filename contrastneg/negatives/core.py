@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from contrastneg.checks import Checked
 from contrastneg.logsumexp import own_pairs
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
@@ -231,10 +232,11 @@ def of_image(
     return torch.where(known, table[image_id.clamp(0, len(table) - 1)], missing)
 
 
-class Stage(ABC):
+class Stage(Checked, ABC):
     """One edit of the table.
 
-    A stage without state is a frozen dataclass. One that remembers something is a :class:`StageWithState`.
+    A stage without state is a frozen dataclass. One that remembers something is a :class:`StageWithState`. Settings that are
+    not what they are declared to be are refused when a stage is made (:class:`contrastneg.checks.Checked`).
     """
 
     kind: ClassVar[str]
@@ -280,16 +282,14 @@ class Stage(ABC):
         """
         return 0.0
 
-    def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
+    def begin(self, facts: Facts) -> None:
         """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.
 
         Raises:
             ValueError: The stage needs labels, columns or images that are not there.
         """
 
-    def refresh(  # noqa: B027
-        self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock
-    ) -> None:
+    def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
         """Called before each epoch on every rank: the time to cluster, to build a graph, to mine.
 
         Args:
@@ -298,9 +298,7 @@ class Stage(ABC):
             clock: Where the run stands.
         """
 
-    def update(  # noqa: B027
-        self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock
-    ) -> None:
+    def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """Called after each step with the keys of all ranks, in the same order on every rank, without gradient."""
 
     def report(self) -> dict[str, Tensor]:
