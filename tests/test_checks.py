@@ -313,7 +313,7 @@ def test_stages_that_the_images_do_not_suit_are_refused_under_their_key_before_t
 
     class Images:
         def facts(self, dim):
-            return Facts(30, dim, columns={"place": torch.arange(30) % 3})
+            return Facts(90, dim, columns={"place": torch.arange(90) % 3}, trained_on=30)  # as of 30 of 90
 
     file = tmp_path / "c.yaml"
     file.write_text(

@@ -85,6 +85,13 @@ class Facts:
     """Class of each image, -1 unknown; None without any labels."""
     columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
     """Metadata of each image, by name of the column."""
+    trained_on: int | None = None
+    """Images that there really are, fewer than ``images`` where some indices are left out; None means all."""
+
+    @property
+    def count(self) -> int:
+        """Images that there are."""
+        return self.images if self.trained_on is None else self.trained_on
 
 
 @dataclass(frozen=True)
