@@ -136,7 +136,8 @@ class Negatives:
         """All keys as candidates of every query, each counted once, the query's own image removed.
 
         The table keeps the keys for its backward pass: give it a copy of a queue that is pushed to before that.
-        Similarities are float32 (float64 for float64 queries), also under autocast.
+        Similarities are float32 (float64 for float64 queries), also under autocast. That all rows have unit length is not
+        looked at, which would take time at every step: of others the similarities are dot products, and no cosines.
 
         Args:
             query: Unit-norm queries.
@@ -145,7 +146,11 @@ class Negatives:
             query_id: Image of each query.
             key_id: Image of each key; -1 matches no query.
             support: Unit-norm embeddings of further views of each query's image, constants.
+
+        Raises:
+            ValueError: The shapes do not belong together.
         """
+        check_shapes(query, positive, keys, query_id, key_id)
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         wide = keys.to(query.dtype)
         with torch.autocast(query.device.type, enabled=False):
@@ -226,6 +231,24 @@ class Negatives:
             zeros=zeros,
             key_id=torch.cat([self.key_id, no_image], dim=-1),
             log_prob=log_prob,
+        )
+
+
+def check_shapes(query: Tensor, positive: Tensor, keys: Tensor, query_id: Tensor, key_id: Tensor) -> None:
+    """Refuse tensors of which no table can be made, or only a wrong one by broadcasting.
+
+    Raises:
+        ValueError: The shapes do not belong together.
+    """
+    rows, per_query = query.shape[:1], keys.shape[:-2]
+    fits = query.ndim == 2 and positive.shape == query.shape and query_id.shape == rows
+    fits = fits and keys.ndim in (2, 3) and keys.shape[-1] == query.shape[1] and per_query in ((), rows)
+    if not (fits and key_id.shape in (keys.shape[-2:-1], (*rows, keys.shape[-2]))):
+        named = {"query": query, "positive": positive, "keys": keys, "query_id": query_id, "key_id": key_id}
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
+        raise ValueError(
+            "query and positive must be (B, D), keys (K, D) or (B, K, D), query_id (B,), key_id (K,) or (B, K), "
+            f"got {shapes}"
         )
 
 
