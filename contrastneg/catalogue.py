@@ -49,6 +49,7 @@ WORDS = {
     "log_prob": "a known law of sampling",
     "support": "further views",
 }
+COLUMN_SETTINGS = {"column", "tiers"}  # that must name a column, where others may
 LETTERS = (
     "B queries, K candidates, M kept or made, D width, T images, C clusters, k neighbours; beside the table's B·K·D"
 )
@@ -134,6 +135,8 @@ def needs_of(thing: Any) -> list[str]:
     if isinstance(needs, property):  # where it hangs on a setting, that of the defaults
         needs = thing().needs
     words = [WORDS.get(need, str(need)) for need in sorted(needs)]
+    if is_dataclass(thing) and COLUMN_SETTINGS & {field.name for field in fields(thing)}:
+        words.append("a metadata column")
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 
