@@ -333,7 +333,7 @@ def test_values_that_are_not_finite_are_counted_not_drawn(run: Path) -> None:
     with (run / "metrics.csv").open("a") as file:
         file.write("\n41,4,373.0,nan,,,,,,,,,,,\n42,4,374.0,inf,,,,,,,,,,,\n")
     page = page_of(run)
-    assert "2 values are not finite and not drawn" in page
+    assert "2 values left out: infinite, or no number as there was nothing to count" in page
     assert not re.search(r'd="[^"]*(nan|inf)', page)
 
 
