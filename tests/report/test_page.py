@@ -290,7 +290,7 @@ def test_what_the_stages_did_has_a_chart_a_number_with_a_line_a_stage_and_its_de
     assert told["Precision of what is found"].endswith("(1. SameCluster): 50 % after 2 s")
     text = " ".join(Elements(section).text.split())
     assert (
-        "share of the found candidates that are of the query's true class; no number where none is found; 1 value is not finite"
+        "share of the found candidates that are of the query's true class; no number where none is found; 1 value left out"
         in text
     )
     assert "as the stage reports it" in text
