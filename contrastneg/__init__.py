@@ -4,6 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
+    from contrastneg import losses as losses
+    from contrastneg import negatives as negatives
+    from contrastneg import objectives as objectives
     from contrastneg.config import Pretrain as Pretrain
     from contrastneg.data.batches import Batches as Batches
     from contrastneg.data.batches import GraphWalkBatches as GraphWalkBatches
@@ -49,14 +52,17 @@ _HOMES = {
     "Pretrain": "config",
     "load": "loading",
 }
+_MODULES = ("losses", "negatives", "objectives")
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: ``import contrastneg`` alone stays quick."""
+    if name in _MODULES:
+        return importlib.import_module(f"contrastneg.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'contrastneg' has no attribute {name!r}")
     return getattr(importlib.import_module(f"contrastneg.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_MODULES})

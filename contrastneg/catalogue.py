@@ -42,6 +42,7 @@ HEADINGS = {
     BEYOND: "Beyond the survey",
 }
 KINDS = (*STAGE_KINDS, "popularity", "loss", "other")
+COLUMN_SETTINGS = {"column", "tiers"}  # that must name a column, where others may
 LETTERS = (
     "B queries, K candidates, M kept or made, D width, T images, C clusters, k neighbours; beside the table's B·K·D"
 )
@@ -127,6 +128,8 @@ def needs_of(thing: Any) -> list[str]:
     if isinstance(needs, property):  # where it hangs on a setting, that of the defaults
         needs = thing().needs
     words = [PHRASES.get(need, str(need)) for need in sorted(needs)]
+    if is_dataclass(thing) and COLUMN_SETTINGS & {field.name for field in fields(thing)}:
+        words.append("a metadata column")
     oracle = getattr(thing, "oracle", False) is True or thing is OracleClassSize
     return [*words, "true labels (oracle)"] if oracle else words
 

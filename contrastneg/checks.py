@@ -1,12 +1,18 @@
 """Whether settings are in range: the one set of checks of all that is set, and where the user wrote what they refuse."""
 
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, get_args
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from contrastneg.schedules import LOOKED_AT, Schedule, value
+from contrastneg.wording import closest
+
+WORDS = {int: "a whole number", float: "a number", str: "text", NoneType: "None", Schedule: "a schedule"}
 
 
 class WrongSetting(ValueError):
@@ -30,6 +36,50 @@ class WrongSetting(ValueError):
         """
         place = f"{key}.{self.name} of {type(self.owner).__name__}" if key else self.name
         return ValueError(f"{place} {self.trouble}")
+
+
+class Checked:
+    """Base of dataclasses of settings: words that are no choice and what is of the wrong kind are refused when one is made.
+
+    This comes before a class's own ``__post_init__``, so that none can forget it. Dataclasses that settings files give without
+    a class path must have no such base, for jsonargparse takes only pure dataclasses so: they call :func:`check_kinds`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (own := vars(cls).get("__post_init__")) is not None:
+
+            @functools.wraps(own)
+            def checked(self: Any) -> None:
+                check_kinds(self)
+                own(self)
+
+            cls.__post_init__ = checked
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+
+
+def check_kinds(owner: Any) -> None:
+    """Refuse settings of a dataclass that are not what they are declared to be: choices, numbers, schedules, text, lists.
+
+    Kinds that are none of these, such as classes of a user's own, are left alone.
+
+    Raises:
+        WrongSetting: A setting is of another kind.
+    """
+    for field in fields(owner) if is_dataclass(owner) else ():
+        kinds = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
+        setting = getattr(owner, field.name) if field.init else None
+        if field.init and not any(_is_of(setting, kind) for kind in kinds):
+            raise WrongSetting(owner, field.name, f"is {shown(setting)}: {_wanted(setting, kinds)}")
+
+
+def shown(thing: object) -> str:
+    """What was given in the place of something else, in a few words."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} itself"
+    return repr(thing) if thing is None or isinstance(thing, (str, Real)) else f"of type {type(thing).__name__}"
 
 
 def check_range(
@@ -144,6 +194,33 @@ def refusal_of(root: Any, key: str, error: ValueError) -> ValueError:
         return ValueError(f"{key}: {error}")
     owner = error.owner
     return next((error.at(place) for place, part in _parts(root, key) if part is owner), error)
+
+
+def _is_of(setting: Any, kind: Any) -> bool:
+    """Whether a setting is of a kind; yes for kinds that are not looked at."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(isinstance(setting, type(choice)) and setting == choice for choice in get_args(kind))
+    if origin in (list, tuple):
+        whole = isinstance(setting, Collection) and not isinstance(setting, (str, Mapping))
+        return whole and all(_is_of(part, get_args(kind)[0]) for part in setting)
+    if kind in (int, float):
+        return isinstance(setting, Real)
+    ours = kind in WORDS or is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, (Checked, Schedule)))
+    return isinstance(setting, kind) if ours else True
+
+
+def _wanted(setting: Any, kinds: tuple[Any, ...]) -> str:
+    """What to give for a setting of one of these kinds instead."""
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        near = closest(str(setting), choices)
+        return f"did you mean {near}?" if near else f"choose from {', '.join(choices)}"
+    if isinstance(setting, type):
+        return f"give an object, {setting.__name__}(...)"
+    told = [kind for kind in kinds if kind is not int or float not in kinds]
+    words = ["a list" if get_origin(kind) else WORDS.get(kind, f"a {kind.__name__}") for kind in told]
+    return f"give {' or '.join(words)}"
 
 
 def _parts(root: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from contrastneg.checks import WrongSetting, refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
 from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb
-from contrastneg.mistakes import explain, locate_class, nearest
+from contrastneg.mistakes import class_instead, explain, locate_class
 from contrastneg.options import bare_flags, dashed_names, positional
 from contrastneg.randomness import derive_seed
 from contrastneg.runfolder import settings_file
@@ -102,7 +102,7 @@ def build(parser: ArgumentParser, arguments: Sequence[str]) -> Pretrain:
         if printing:
             parser.parse_args([*arguments, *printing])  # which ends the process
     except ArgumentError as error:
-        raise ValueError(explain(str(error), parser, arguments)) from error
+        raise ValueError(explain(str(error), parser, arguments, settings_files(arguments))) from error
     except (OSError, TypeError) as error:
         raise ValueError(f"the settings cannot be read: {first_line(error)}") from error
     return instantiate(parser, parsed)
@@ -131,8 +131,7 @@ def class_help(arguments: Sequence[str]) -> str | None:
         raise ValueError(f"{setting} takes {words_of(annotation)}: `contrastneg pretrain --help` tells its meaning")
     found = next((kind for kind in kinds if kind.__name__ == name), None) or locate_class(name or "")
     if found is None or not issubclass(found, tuple(part for part in parts(annotation) if part in NAMED_BY_CLASS)):
-        advice = nearest(name or "", [kind.__name__ for kind in kinds])
-        raise ValueError(f"there is no class {name!r} here: {advice}")
+        raise ValueError(f"there is no class {name!r} here: {class_instead(name or '', annotation)}")
     return page_of_class(found, setting)
 
 

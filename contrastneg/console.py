@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from contrastneg import distributed
-from contrastneg.candidates import choosing
+from contrastneg.candidates import choosing, source_of
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
@@ -287,10 +287,19 @@ class EpochLine(Callback):
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     self.output.print(f"[dim]  {word}: {meaning}[/]")
-            if sources := [type(stage).__name__ for stage in choosing(pl_module)]:
-                said = f"chosen by {', '.join(sources)}: shares of the queue or batch are not shown, metrics.csv has negatives/..."
-                self.output.print(f"[dim]  candidates: {said}[/]")
+            if choosing(pl_module):
+                self.output.print(f"[dim]  candidates: {whose_candidates(pl_module)}[/]")
             self._explained = True
+
+
+def whose_candidates(method: Any) -> str:
+    """Who chose the candidates of a method with sources, and why their shares are not shown."""
+    names = ", ".join(type(stage).__name__ for stage in choosing(method))
+    if source_of(method) is not None:
+        whose = f"chosen by {names}: shares of the queue or batch are not shown"
+    else:
+        whose = f"those of the queue or batch, and those added by {names}: shares of the former alone are not shown"
+    return f"{whose}, metrics.csv has negatives/..."
 
 
 def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrastneg.catalogue import BEYOND, ENTRIES, LETTERS, Entry, class_of, kind_of
-from contrastneg.mistakes import closest
+from contrastneg.wording import closest
 
 WIDEST = max(len(f"configs/{recipe}") for entry in ENTRIES for recipe in entry.recipes)
 

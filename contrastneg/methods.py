@@ -22,7 +22,7 @@ from contrastneg.data.module import TwoViews
 from contrastneg.encoders import Backbone, Head, build_backbone, build_head, make_key_branch, update_key_branch_
 from contrastneg.mixing import InputMix, Rows
 from contrastneg.negatives import Pipeline, Record, Stage
-from contrastneg.objectives import InfoNCE, Objective, check_objective
+from contrastneg.objectives import InfoNCE, Objective, check_objective, check_parts
 from contrastneg.optim import Optimizer, build_optimizer
 from contrastneg.queue import KeyQueue
 from contrastneg.randomness import generator
@@ -104,6 +104,7 @@ class MoCo(pl.LightningModule):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
+        check_parts(stages, loss)
         keep_settings(self, locals())
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")
@@ -299,6 +300,7 @@ class SimCLR(pl.LightningModule):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
+        check_parts(stages, loss)
         keep_settings(self, locals())
         if temperature <= 0:
             raise ValueError(f"method.temperature is {temperature}: give a number above 0")

@@ -1,9 +1,8 @@
 """A parser's message about a wrong setting as one line: what is wrong, what was met, the nearest name of the right kind."""
 
-import difflib
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pydoc import locate
 from typing import Any, Literal, get_args, get_origin
@@ -11,10 +10,26 @@ from typing import Any, Literal, get_args, get_origin
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser
 
-from contrastneg.annotations import PLAIN, choices, example, parameters, parts, record_in, type_of, words
+from contrastneg.annotations import (
+    NAMED_BY_CLASS,
+    PLAIN,
+    choices,
+    example,
+    parameters,
+    parts,
+    record_in,
+    type_of,
+    words,
+)
 from contrastneg.config import Pretrain
+from contrastneg.mixing import InputMix
 from contrastneg.negatives import Stage
 from contrastneg.objectives import Objective
+from contrastneg.wording import closest
+
+HOMES = {pl.LightningModule: "method", Objective: "method.loss", Stage: "method.stages", InputMix: "method.mixing"}
+CATALOGUED = (Stage, Objective)
+ONE_OF = {Stage: "a stage"}
 
 
 @dataclass(frozen=True)
@@ -58,17 +73,21 @@ def locate_class(path: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ()) -> str:
-    """A parser's message as one line that names the choices or the nearest valid name.
+def explain(
+    message: str, parser: ArgumentParser, arguments: Sequence[str] = (), files: Sequence[dict[str, Any]] = ()
+) -> str:
+    """A parser's message as one line that names the place, and the choices or the nearest valid name.
 
     Args:
         message: What the parser said.
         parser: It.
         arguments: What it was given.
+        files: The contents of the settings files among them.
     """
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        if (owner := place_of(message).owner) is not None:
-            return unknown_setting(match[1].removeprefix("--").partition("=")[0], owner, parser)
+        if (place := place_of(message)).owner is not None:
+            wrong = match[1].removeprefix("--").partition("=")[0]
+            return key_of_setting(wrong, place, files) + unknown_setting(wrong, place.owner, parser)
         return unknown_argument(match[1], parser)
     if match := re.search(r"argument (--\S+): expected (?:at least )?one argument", message):
         after = [*arguments[1:], "--"]
@@ -80,16 +99,19 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
             return missing_settings([name.strip() for name in match[1].split(",")], place)
         return f"{match[1].upper()} is missing: usage is {(parser.usage or '').strip()}"
     if match := re.search(r"Option '([^']+)' is not accepted", message):
-        return unknown_setting(match[1], place.owner, parser)
+        return key_of_setting(match[1], place, files) + unknown_setting(match[1], place.owner, parser)
     if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
         *nested, wrong = match[2].split(".")
         inside = type_of(place.owner or Pretrain, ".".join([match[1], *nested]))
-        return unknown_setting(wrong, record_in(inside), parser)
+        key = key_of_setting(f"{match[1]}.{match[2]}", place, files)
+        return key + unknown_setting(wrong, record_in(inside), parser)
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
-        return unknown_class(match[1], place)
+        return unknown_class(match[1], place, key_of_class(match[1], place, files))
     if failure := import_failure(message):
         return failure
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        if (other := of_another_kind(match[1].rpartition(".")[2], place.annotation)) is not None:
+            return f"{key_of_class(match[1], place, files)}: {other}"
         return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
     return wrong_value(message, place)
 
@@ -133,15 +155,80 @@ def unknown_setting(wrong: str, owner: type | None, parser: ArgumentParser) -> s
     return f"{said}: {nearest(wrong, parameters(owner))}"
 
 
-def unknown_class(wrong: str, place: Place) -> str:
+def key_of_setting(wrong: str, place: Place, files: Sequence[dict[str, Any]]) -> str:
+    """Where a setting that there is not was written, for the start of a message; nothing at the top."""
+    if place.owner is None:
+        return ""
+    name = place.owner.__name__
+    fits = [
+        key
+        for file in files
+        for key, owner, _ in written(file)
+        if unnumbered(key) == f"{place.setting}.{wrong}" and owner in (None, name)
+    ]
+    return f"{fits[-1] if fits else f'{place.setting}.{wrong}'}: "
+
+
+def key_of_class(wrong: str, place: Place, files: Sequence[dict[str, Any]]) -> str:
+    """Where a class that there is not was written."""
+    spellings = (place.setting, f"{place.setting}.class_path")
+    fits = [key for file in files for key, _, entry in written(file) if entry == wrong and unnumbered(key) in spellings]
+    return fits[-1] if fits else place.setting
+
+
+def written(settings: Any, key: str = "", owner: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
+    """Everything in a settings file: its key, the class beside whose ``init_args`` it stands, what is there.
+
+    The ``init_args`` of the method are left out of keys, as in all other messages.
+    """
+    if key:
+        yield key, owner, settings
+    if isinstance(settings, list):
+        for place, part in enumerate(settings):
+            yield from written(part, f"{key}[{place}]")
+    elif isinstance(settings, dict):
+        inside = str(settings["class_path"]).rpartition(".")[2] if "class_path" in settings else owner
+        for name, part in settings.items():
+            if key == "method" and name == "init_args":
+                for setting, inner in (part if isinstance(part, dict) else {}).items():
+                    yield from written(inner, f"{key}.{setting}", inside)
+            else:
+                yield from written(part, f"{key}.{name}".lstrip("."), inside if name == "init_args" else None)
+
+
+def unnumbered(key: str) -> str:
+    """A key of a settings file as the parser tells it: without places in lists and ``init_args``."""
+    return re.sub(r"\[\d+\]|\.init_args", "", key)
+
+
+def unknown_class(wrong: str, place: Place, key: str) -> str:
     """A name that is no class of the kind that the setting takes, or no number."""
     kinds = choices(place.annotation)
-    if closest(wrong, [kind.__name__ for kind in kinds]):
-        return f"there is no class {wrong!r} here: {nearest(wrong, [kind.__name__ for kind in kinds])}"
-    if {int, float} & set(parts(place.annotation)):
+    names = [kind.__name__ for kind in kinds]
+    if {int, float} & set(parts(place.annotation)) and not closest(wrong, names):
         number = "a whole number" if int in parts(place.annotation) else "a number"
         return f"{place.setting} is {wrong}: give {number}, or a schedule: {listed(kinds)}"
-    return f"there is no class {wrong!r} here: {listed(kinds)}"
+    if (other := of_another_kind(wrong, place.annotation)) is not None:
+        return f"{key}: {other}"
+    return f"{key}: there is no class {wrong!r} here: {class_instead(wrong, place.annotation)}"
+
+
+def of_another_kind(wrong: str, annotation: Any) -> str | None:
+    """What a name stands for that is right elsewhere; None for a name that is not."""
+    for base, setting in HOMES.items():
+        if base not in parts(annotation) and wrong in [kind.__name__ for kind in choices(base)]:
+            return f"{wrong} is {ONE_OF.get(base, NAMED_BY_CLASS[base])}: {setting}"
+    return None
+
+
+def class_instead(wrong: str, annotation: Any) -> str:
+    """The most similar name of a class that may stand somewhere, or where to find all of them."""
+    kinds = choices(annotation)
+    names = [kind.__name__ for kind in kinds]
+    bases = [base for base in CATALOGUED if base in parts(annotation)]
+    if bases and not closest(wrong, names):
+        return f"give {ONE_OF.get(bases[0], NAMED_BY_CLASS[bases[0]])}, `contrastneg catalogue` lists them"
+    return nearest(wrong, names)
 
 
 def import_failure(message: str) -> str | None:
@@ -197,13 +284,6 @@ def wrong_value(message: str, place: Place) -> str:
     if single and (met := re.search(r"Expected an? <class '(\w+)'>", message)) and met[1] in plain:
         return f"{place.setting} is {single[-1]}: give {plain[met[1]]}"
     return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
-
-
-def closest(wrong: str, names: Iterable[str]) -> str | None:
-    """The most similar name, whatever the case of its letters, if one is similar at all."""
-    lowered = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(wrong.lower(), lowered, n=1)
-    return lowered[near[0]] if near else None
 
 
 def nearest(wrong: str, names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastneg.checks import Checked
 from contrastneg.negatives import Clock, Negatives
 from contrastneg.sums import Sums, TableSums
 
@@ -18,7 +19,7 @@ def ignore(name: str, values: Tensor) -> None:
     """Record nothing."""
 
 
-class Objective(ABC):
+class Objective(Checked, ABC):
     """A loss over the table of negatives."""
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -6,14 +6,15 @@ query without candidates has loss exactly 0 and zero gradient under every one of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import NoneType
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastneg import distributed, losses
-from contrastneg.checks import check_range
+from contrastneg.checks import check_range, shown
 from contrastneg.negatives import Clock, Negatives, Stage
 from contrastneg.negatives.core import PHRASES
 from contrastneg.negatives.pipeline import named
@@ -519,3 +520,33 @@ def square_mean(sums: Sums, target: float) -> tuple[Tensor, Tensor]:
     count = sums.log_count()
     empty = count == -torch.inf
     return sums.square_sum(target) / count.masked_fill(empty, 0).exp(), empty
+
+
+def check_parts(stages: Any, loss: Any) -> None:
+    """Refuse, of a method made in Python, what is no list of stages and what is no loss.
+
+    Raises:
+        ValueError: Something is no object of the kind that stands there.
+    """
+    if not isinstance(stages, (list, tuple, NoneType)):
+        raise ValueError(f"method.stages is {shown(stages)}: give a list of stages, for instance [MoCHi()]")
+    for number, stage in enumerate(stages or ()):
+        check_part(stage, Stage, f"method.stages[{number}]")
+    check_part(loss, Objective, "method.loss")
+
+
+def check_part(part: Any, kind: type, key: str) -> None:
+    """Refuse what is no object of a kind, a stage or a loss, where one must stand."""
+    names = {Stage: "a stage", Objective: "a loss"}
+    homes = {Stage: "method.stages", Objective: "method.loss"}
+    if isinstance(part, kind):
+        return
+    if isinstance(part, type) and issubclass(part, kind):
+        raise ValueError(f"{key} is {shown(part)}: give an object, {part.__name__}(...)")
+    other = next((other for other in names if isinstance(part, other)), None)
+    if other is not None:
+        name = type(part).__name__
+        raise ValueError(f"{key}: {name} is {names[other]}, not {names[kind]}: it belongs to {homes[other]}")
+    raise ValueError(
+        f"{key} is {shown(part)}: give {names[kind]}, for instance {'MoCHi()' if kind is Stage else 'InfoNCE()'}"
+    )

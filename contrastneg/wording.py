@@ -1,4 +1,7 @@
-"""Words of messages that depend on a number."""
+"""Words of messages: those that depend on a number, and the name that was meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 def count_of(number: int, thing: str, plural: str | None = None) -> str:
@@ -18,3 +21,10 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def closest(wrong: str, names: Iterable[str]) -> str | None:
+    """The most similar name, whatever the case of its letters, if one is similar at all."""
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wrong.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None

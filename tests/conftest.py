@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -15,3 +16,9 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs ../shared (real images and reference values), which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def as_users_call(monkeypatch):
+    """Calls as users make them: the checks of all annotations are those of the tests alone."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

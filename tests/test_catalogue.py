@@ -106,7 +106,17 @@ def test_texts_are_one_line_each():
 
 def test_needs_come_from_the_classes():
     from contrastneg.catalogue import needs_of
-    from contrastneg.negatives import OracleClassSize, OracleSameLabel, SamplingCorrection, SupportViews, UniformSubset
+    from contrastneg.negatives import (
+        ColumnSize,
+        MetadataTiers,
+        OracleClassSize,
+        OracleSameLabel,
+        RelatedSubset,
+        RelatedWeight,
+        SamplingCorrection,
+        SupportViews,
+        UniformSubset,
+    )
     from contrastneg.objectives import Debiased
 
     assert needs_of(UniformSubset) == []
@@ -115,6 +125,9 @@ def test_needs_come_from_the_classes():
     assert needs_of(SamplingCorrection) == ["candidates of every hardness", "the probability of each draw"]
     assert needs_of(OracleSameLabel) == ["the image behind each candidate", "true labels (oracle)"]
     assert needs_of(OracleClassSize) == ["true labels (oracle)"]
+    for of_columns in (MetadataTiers, RelatedSubset, RelatedWeight):
+        assert needs_of(of_columns) == ["image indices", "a metadata column"]
+    assert needs_of(ColumnSize) == ["a metadata column"]
 
 
 def test_what_takes_a_schedule_comes_from_the_classes(capsys):

@@ -4,11 +4,12 @@ import dataclasses
 import inspect
 import math
 import typing
+from pathlib import Path
 
 import pytest
 
 from contrastneg import negatives, objectives
-from contrastneg.checks import WrongSetting, check_numbers
+from contrastneg.checks import Checked, WrongSetting, check_numbers
 from contrastneg.data.views import Augment
 from contrastneg.encoders import Backbone, Head
 from contrastneg.negatives import Bank, Edges, HardnessBand, Popularity, Stage, Tier
@@ -76,6 +77,78 @@ def test_no_number_may_be_nan_or_endless_or_far_below_zero_alone_or_at_an_end_of
             kind(**REQUIRED.get(kind.__name__, {}) | {name: number})
         assert refusal.value.name == name
         assert "\n" not in str(refusal.value)
+
+
+OF_STAGES_AND_LOSSES = [kind for kind in kinds() if issubclass(kind, Checked) or kind in (Bank, Edges, Tier)]
+
+
+def of_python(kind, **settings):
+    """What a class answers when it is made in Python with these settings."""
+    with pytest.raises(WrongSetting) as refusal:
+        kind(**REQUIRED.get(kind.__name__, {}) | settings)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_every_class_of_settings_of_stages_and_losses_is_checked():
+    assert {kind.__name__ for kind in kinds()} - {kind.__name__ for kind in OF_STAGES_AND_LOSSES} == {
+        "Augment", "Backbone", "Head", "Optimizer",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("kind", OF_STAGES_AND_LOSSES, ids=lambda kind: kind.__name__)
+def test_a_mistyped_choice_and_what_is_no_number_are_refused_by_every_class_when_it_is_made(kind):
+    for field in (field for field in dataclasses.fields(kind) if field.init):
+        name, choices = f"{kind.__name__}.{field.name}", typing.get_args(field.type)
+        if typing.get_origin(field.type) is typing.Literal:
+            for choice in choices:
+                wrong = choice[:-2] + choice[-1]
+                assert of_python(kind, **{field.name: wrong}).startswith(f"{name} is {wrong!r}: did you mean ")
+            assert of_python(kind, **{field.name: "zzz"}) == f"{name} is 'zzz': choose from {', '.join(choices)}"
+    for name, scheduled, real in numbers(kind):
+        kinds_of_it = typing.get_args({field.name: field.type for field in dataclasses.fields(kind)}[name])
+        for wrong in ("'a'", *(() if type(None) in kinds_of_it else ("None",))):
+            said = of_python(kind, **{name: "a" if wrong == "'a'" else None})
+            number = "a number" if real else "a whole number"
+            assert said.startswith(f"{kind.__name__}.{name} is {wrong}: give {number}"), said
+            assert ("a schedule" in said) == scheduled
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("SameCluster", {"action": "atract"}, "SameCluster.action is 'atract': did you mean attract?"),
+        ("SameCluster", {"clusters": 500}, "SameCluster.clusters is 500: give a list"),
+        ("SameCluster", {"clusters": ["a"]}, "SameCluster.clusters is of type list: give a list"),
+        ("PopularSubset", {"popularity": "ClusterSize"}, "PopularSubset.popularity is 'ClusterSize': give a Popularity"),
+        ("PopularSubset", {"popularity": negatives.ClusterSize},
+         "PopularSubset.popularity is the class ClusterSize itself: give an object, ClusterSize(...)"),
+        ("MemoryBank", {"bank": None}, "MemoryBank.bank is None: give a Bank"),
+        ("MetadataTiers", {"tiers": ["a"]}, "MetadataTiers.tiers is of type list: give a list"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("as_users_call")
+def test_what_is_of_another_kind_is_answered_with_what_to_give(kind, settings, words):
+    assert of_python(getattr(negatives, kind), **settings) == words
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_class_of_ones_own_is_checked_before_its_own_checks_and_its_other_kinds_are_left_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Stage):
+        kind: typing.ClassVar[str] = "weight"
+        how: typing.Literal["up", "down"] = "up"
+        where: dict | Path = Path()
+
+        def __post_init__(self):
+            assert self.how in ("up", "down")
+
+        def __call__(self, negatives, clock):
+            return negatives
+
+    assert Own("down", where="text").where == "text"  # type: ignore[arg-type]
+    assert of_python(Own, how="dwn") == "Own.how is 'dwn': did you mean down?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +259,9 @@ LINES = {
         "method.stages[1] OracleSameLabel (eliminate) stands after method.stages[0] UniformSubset (select): "
         "order stages as source, eliminate, select, weight, synthesize"
     ),
-    "[{class_path: UniformSubsets}]": "there is no class 'UniformSubsets' here: did you mean UniformSubset?",
+    "[{class_path: UniformSubsets}]": "method.stages[0].class_path: there is no class 'UniformSubsets' here: did you mean UniformSubset?",
     "[{class_path: UniformSubset, init_args: {cuont: 3}}]": (
-        "there is no setting 'cuont' in UniformSubset: did you mean count?"
+        "method.stages[0].init_args.cuont: there is no setting 'cuont' in UniformSubset: did you mean count?"
     ),
 }
 
@@ -240,7 +313,7 @@ def test_stages_that_the_images_do_not_suit_are_refused_under_their_key_before_t
 
     class Images:
         def facts(self, dim):
-            return Facts(30, dim, columns={"place": torch.arange(30) % 3})
+            return Facts(90, dim, columns={"place": torch.arange(90) % 3}, trained_on=30)  # as of 30 of 90
 
     file = tmp_path / "c.yaml"
     file.write_text(

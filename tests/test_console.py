@@ -111,10 +111,12 @@ def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_
     metrics = {name: torch.tensor(number) for name, number in means.items()}
     trainer = MagicMock(spec=Trainer, is_global_zero=True, current_epoch=0, max_epochs=2, callback_metrics=metrics)
     small = Backbone(name="resnet9", width=0.125), Head(out=4)
-    for stages, told in (([], 0), ([MemoryBank(count=4)], 1)):
+    chosen = "candidates: chosen by MemoryBank: shares of the queue or batch are not shown"
+    added = "candidates: those of the queue or batch, and those added by MemoryBank: shares of the former alone are not"
+    for stages, told in (([], ()), ([MemoryBank(count=4)], (chosen,)), ([MemoryBank(4, "append")], (added,))):
         line = EpochLine(Output(), RunProgress(Output(), bar=False))
         for _ in range(2):
             line.on_train_epoch_end(trainer, MoCo(*small, queue_size=8, stages=stages))
         printed = capsys.readouterr().out
         assert printed.count("loss 1.500  accuracy 50.0 %") == 2
-        assert printed.count("candidates: chosen by MemoryBank: shares of the queue or batch are not shown") == told
+        assert [printed.count(words) for words in (chosen, added)] == [words in told for words in (chosen, added)]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import pytorch_lightning as pl
@@ -494,3 +495,22 @@ def test_stages_without_a_temperature_of_their_own_take_the_methods():
     of_method = HardnessWeight()(table, Clock(0, 1, 0.0, 0, temperature=0.07)).log_weight
     assert_close(of_method, HardnessWeight(temperature=0.07)(table, Clock(0, 1, 0.0, 0)).log_weight)
     assert not torch.equal(of_method, HardnessWeight()(table, Clock(0, 1, 0.0, 0, temperature=0.2)).log_weight)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("kind", ["MoCo", "SimCLR"])
+def test_what_is_no_list_of_stages_and_no_loss_is_refused_in_one_line(kind):
+    import contrastneg as cn
+
+    mochi, loss = cn.MoCHi(pool=10), cn.objectives.Debiased()
+    for wrong, words in (
+        ({"stages": ["MoCHi"]}, "method.stages[0] is 'MoCHi': give a stage, for instance MoCHi()"),
+        ({"stages": mochi}, "method.stages is of type MoCHi: give a list of stages, for instance [MoCHi()]"),
+        ({"stages": [cn.MoCHi]}, "method.stages[0] is the class MoCHi itself: give an object, MoCHi(...)"),
+        ({"stages": [mochi, loss]}, "method.stages[1]: Debiased is a loss, not a stage: it belongs to method.loss"),
+        ({"loss": cn.objectives.Debiased}, "method.loss is the class Debiased itself: give an object, Debiased(...)"),
+        ({"loss": mochi}, "method.loss: MoCHi is a stage, not a loss: it belongs to method.stages"),
+        ({"loss": "Debiased"}, "method.loss is 'Debiased': give a loss, for instance InfoNCE()"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            getattr(cn, kind)(**wrong)

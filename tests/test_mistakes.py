@@ -46,6 +46,51 @@ def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_
     assert words in answer(*stages_file(tmp_path, {"class_path": stage, "init_args": settings}))
 
 
+UNIFORM = {"class_path": "UniformSubset"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "line"),
+    [
+        ([UNIFORM, {"class_path": "Mochi"}], "[1].class_path: there is no class 'Mochi' here: did you mean MoCHi?"),
+        ([UNIFORM, "Mochi"], "[1]: there is no class 'Mochi' here: did you mean MoCHi?"),
+        ([{"class_path": "Banana"}],
+         "[0].class_path: there is no class 'Banana' here: give a stage, `contrastneg catalogue` lists them"),
+        ([UNIFORM, {"class_path": "InfoNCE"}], "[1].class_path: InfoNCE is a loss: method.loss"),
+        ([{"class_path": "contrastneg.objectives.InfoNCE"}], "[0].class_path: InfoNCE is a loss: method.loss"),
+        ([{**UNIFORM, "init_args": {"count": 4}}, {"class_path": "MoCHi", "init_args": {"pol": 5}}],
+         "[1].init_args.pol: there is no setting 'pol' in MoCHi: did you mean pool?"),
+        ([{**UNIFORM, "init_args": {"count": 4}}, {"class_path": "HardnessWeight", "init_args": {"count": 4}}],
+         "[1].init_args.count: there is no setting 'count' in HardnessWeight: choose from beta, detach_weights, temperature"),
+        ([UNIFORM, {"class_path": "MemoryBank", "init_args": {"bank": {"momentm": 0.4}}}],
+         "[1].init_args.bank.momentm: there is no setting 'momentm' in Bank: did you mean momentum?"),
+        ([{"class_path": "MetadataTiers", "init_args": {"tiers": [{"column": "a"}, {"colum": "a"}]}}],
+         "[0].init_args.tiers[1].colum: there is no setting 'colum' in Tier: did you mean column?"),
+        ([{"class_path": "PopularSubset", "init_args": {"popularity": {"class_path": "ClusterSiz"}}}],
+         "[0].init_args.popularity.class_path: there is no class 'ClusterSiz' here: did you mean ClusterSize?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_among_the_stages_of_a_file_is_answered_with_the_key_as_it_was_written(tmp_path, stages, line):
+    assert answer(*stages_file(tmp_path, *stages)) == f"method.stages{line}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        ("{class_path: MoCHi}", "method.loss.class_path: MoCHi is a stage: method.stages"),
+        ("MoCo", "method.loss: MoCo is a method: method"),
+        ("Banana", "method.loss: there is no class 'Banana' here: give a loss, `contrastneg catalogue` lists them"),
+        ("{class_path: Debiased, init_args: {class_prio: 0.1}}",
+         "method.loss.init_args.class_prio: there is no setting 'class_prio' in Debiased: did you mean class_prior?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_loss_of_a_file_is_answered_with_the_key_as_it_was_written(tmp_path, loss, line):
+    (tmp_path / "c.yaml").write_text(
+        f"method: {{class_path: MoCo, init_args: {{loss: {loss}}}}}\nviews: {{size: 16}}\n"
+    )
+    assert answer("shapes", "--config", str(tmp_path / "c.yaml")) == line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,7 +2,10 @@
 
 import ast
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,5 +39,19 @@ def test_every_public_name_can_be_imported_listed_and_is_declared_for_type_check
         assert name in dir(contrastneg)
         assert f" import {name} as {name}\n" in declared, name
     assert {"Batches", "GraphWalkBatches", "ShuffledBatches"} <= set(contrastneg._HOMES)
+    for name in ("losses", "negatives", "objectives"):
+        assert getattr(contrastneg, name) is importlib.import_module(f"contrastneg.{name}")
+        assert name in dir(contrastneg)
+        assert f"from contrastneg import {name} as {name}\n" in declared
     with pytest.raises(AttributeError, match="no attribute 'Moco'"):
         _ = contrastneg.Moco
+
+
+def test_stages_and_losses_are_reachable_from_the_package_alone_which_imports_no_torch_before():
+    code = """
+import sys
+import contrastneg as cn
+assert "torch" not in sys.modules
+assert cn.losses.info_nce and cn.negatives.SameCluster and cn.objectives.InfoNCE
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

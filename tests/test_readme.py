@@ -91,6 +91,14 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert space["encoder"](torch.zeros(2, 3, 32, 32)).shape == (2, 128)
 
 
+def test_the_stages_and_losses_of_the_readme_run_on_tensors_alone():
+    space = {}
+    exec(next(block for block in blocks("python") if "run_stages" in block), space)
+    assert space["table"].kept.sum(dim=1).tolist() == [32] * 8
+    assert not space["table"].kept[range(8), range(8)].any()
+    assert space["query"].grad.abs().sum() > 0
+
+
 def test_the_embeddings_of_the_readme_are_measured(capsys):
     exec(next(block for block in blocks("python") if "hardness_bins" in block), {})
     shown = capsys.readouterr().out

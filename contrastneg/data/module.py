@@ -303,7 +303,7 @@ class PretrainData(pl.LightningDataModule):
         source = self.sets["pretrain"]
         assert source is not None
         columns = {name: column_by_stable_index(column, source.image_id) for name, column in source.columns.items()}
-        return Facts(int(source.image_id.max()) + 1, dim, self.label_table(), columns)
+        return Facts(int(source.image_id.max()) + 1, dim, self.label_table(), columns, len(source))
 
     def train_dataloader(self) -> TrainLoader:
         """Batches of this rank; refuses a set that is too small for a single step."""

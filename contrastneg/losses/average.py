@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
-from contrastneg.losses.rows import check_temperature, log_count, wide
+from contrastneg.losses.rows import check_table, check_temperature, check_values, log_count, wide
 
 
 def moving_average_info_nce(
@@ -36,8 +36,9 @@ def moving_average_info_nce(
         Losses in units of cosine, which may be negative; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
     count = log_count(neg, log_weight)
     return moving_average_from_logsumexp(pos, lse, count, temperature=temperature, log_average=log_average)
@@ -64,8 +65,9 @@ def moving_average_from_logsumexp(
         Losses; exactly 0, with zero gradient, where ``lse`` is -inf.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_values(pos, lse, count)
     check_temperature(temperature)
     empty = lse == -torch.inf
     log_mean = wide(lse).masked_fill(empty, 0) - wide(count).masked_fill(empty, 0)

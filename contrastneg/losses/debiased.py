@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
 from contrastneg.losses.infonce import info_nce_from_logsumexp
-from contrastneg.losses.rows import check_temperature, log1mexp, log_count, wide
+from contrastneg.losses.rows import check_table, check_temperature, check_values, log1mexp, log_count, wide
 
 
 def debiased_info_nce(
@@ -42,8 +42,9 @@ def debiased_info_nce(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature or the prior is out of range.
+        ValueError: The temperature or the prior is out of range, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
     bias = None if class_pos is None else log_mean_exp(class_pos, temperature=temperature)
     mass, _ = debiased_logsumexp(
@@ -84,8 +85,9 @@ def hard_info_nce(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature, beta or the prior is out of range.
+        ValueError: The temperature, beta or the prior is out of range, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse, count = _tilted_row(neg, log_weight, temperature, beta, detach_weights)
     bias = None
     if class_pos is not None:
@@ -150,8 +152,9 @@ def debiased_logsumexp(
         get no gradient. If they are many, the prior is too large for the data.
 
     Raises:
-        ValueError: The temperature or the prior is out of range.
+        ValueError: The temperature or the prior is out of range, or the shapes do not fit.
     """
+    check_values(pos, lse, count)
     check_temperature(temperature)
     if not 0 <= class_prior < 1:
         raise ValueError(f"class_prior must be at least 0 and below 1, got {class_prior}")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from contrastneg.losses.rows import wide
+from contrastneg.losses.rows import check_values, wide
 
 CHUNK = 1024
 
@@ -97,7 +97,11 @@ def align_uniform(
 
     Returns:
         Losses; exactly 0, with zero gradient, for a query without candidates.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
+    check_values(pos, lse, count)
     lse, empty = wide(lse), lse == -torch.inf
     align = _power(2 - 2 * wide(pos), exponent)
     lowest = torch.finfo(lse.dtype).min  # finite: the gradient of a log-sum-exp of -inf alone is NaN

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
-from contrastneg.losses.rows import check_temperature, wide
+from contrastneg.losses.rows import check_table, check_temperature, check_values, wide
 
 LARGEST_EXPONENT = 80.0  # e^88 is the largest float32
 
@@ -34,8 +34,9 @@ def info_nce(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query whose every candidate is dropped.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
     return info_nce_from_logsumexp(pos, lse, temperature=temperature)
 
@@ -56,8 +57,9 @@ def info_nce_from_logsumexp(
         Losses >= 0 in nats; exactly 0, with zero gradient, where ``lse`` is -inf.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_values(pos, lse)
     check_temperature(temperature)
     margin = wide(lse) - wide(pos) / temperature
     return torch.logaddexp(margin, torch.zeros_like(margin))
@@ -81,9 +83,11 @@ def nt_xent(view1: Float[Tensor, "B D"], view2: Float[Tensor, "B D"], *, tempera
         2B losses >= 0 in nats. The SimCLR loss is their mean (its original code returns twice that).
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes differ.
     """
     check_temperature(temperature)
+    if view1.ndim != 2 or view1.shape != view2.shape:
+        raise ValueError(f"both views must be (B, D), got {tuple(view1.shape)} and {tuple(view2.shape)}")
     anchors = wide(torch.cat([view1, view2]))
     with torch.autocast(anchors.device.type, enabled=False):
         logits = anchors @ anchors.T / temperature
@@ -117,8 +121,9 @@ def decoupled_info_nce(
         Losses in nats, which may be negative; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
     return decoupled_from_logsumexp(pos, lse, temperature=temperature, positive_weight=positive_weight)
 
@@ -142,8 +147,9 @@ def decoupled_from_logsumexp(
         Losses in nats; exactly 0, with zero gradient, where ``lse`` is -inf.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_values(pos, lse)
     check_temperature(temperature)
     lse, attraction = wide(lse), wide(pos) / temperature
     if positive_weight is not None:
@@ -208,8 +214,9 @@ def dual_temperature_info_nce(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature or the ratio is not positive.
+        ValueError: The temperature or the ratio is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     check_temperature(temperature)
     check_temperature(ratio * temperature)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
@@ -233,8 +240,9 @@ def dual_temperature_from_logsumexp(
         Losses >= 0 in nats; exactly 0, with zero gradient, where ``lse`` is -inf.
 
     Raises:
-        ValueError: The temperature or the ratio is not positive.
+        ValueError: The temperature or the ratio is not positive, or the shapes do not fit.
     """
+    check_values(pos, lse, across)
     check_temperature(temperature)
     check_temperature(ratio * temperature)
     empty = lse == -torch.inf
@@ -276,8 +284,9 @@ def rince(
         Losses, which may be negative; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: A setting is out of range, or e^{q/t} would overflow and ``bounded`` is off.
+        ValueError: A setting is out of range, or e^{q/t} would overflow and ``bounded`` is off, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     lse = table_logsumexp(neg, log_weight, temperature=temperature)
     return rince_from_logsumexp(pos, lse, temperature=temperature, exponent=exponent, density=density, bounded=bounded)
 
@@ -305,8 +314,9 @@ def rince_from_logsumexp(
         Losses; exactly 0, with zero gradient, where ``lse`` is -inf.
 
     Raises:
-        ValueError: A setting is out of range, or e^{q/t} would overflow and ``bounded`` is off.
+        ValueError: A setting is out of range, or e^{q/t} would overflow and ``bounded`` is off, or the shapes do not fit.
     """
+    check_values(pos, lse)
     check_temperature(temperature)
     if not (0 < exponent <= 1 and 0 < density < 1):
         raise ValueError(f"rince needs 0 < exponent <= 1 and 0 < density < 1, got {exponent} and {density}")

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
-from contrastneg.losses.rows import check_temperature, empty_rows, weighted_mean, weighted_sum, wide
+from contrastneg.losses.rows import check_table, check_temperature, empty_rows, weighted_mean, weighted_sum, wide
 
 SMALLEST_SPREAD = 1e-2  # in units of twice the cosine, where random vectors of 128 dimensions have 0.18
 
@@ -35,7 +35,11 @@ def cosine_contrastive(
 
     Returns:
         Losses >= 0; exactly 0, with zero gradient, for a query without candidates.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     above = F.relu(wide(neg) - margin)
     repulsion = negative_weight * (weighted_mean if mean else weighted_sum)(above, log_weight)
     return (F.relu(1 - wide(pos)) + repulsion).masked_fill(empty_rows(neg, log_weight), 0)
@@ -62,8 +66,9 @@ def bpr(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     check_temperature(temperature)
     return weighted_mean(F.softplus((wide(neg) - wide(pos)[:, None]) / temperature), log_weight)
 
@@ -89,7 +94,11 @@ def triplet(
 
     Returns:
         Losses >= 0; exactly 0, with zero gradient, for a query without candidates.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     return weighted_mean(F.relu(wide(neg) - wide(pos)[:, None] + margin), log_weight)
 
 
@@ -118,8 +127,9 @@ def sigmoid(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     check_temperature(temperature)
     attraction = F.softplus(-wide(pos) / temperature - bias)
     repulsion = weighted_sum(F.softplus(wide(neg) / temperature + bias), log_weight)
@@ -149,8 +159,9 @@ def binary_cross_entropy(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     check_temperature(temperature)
     attraction = F.softplus(-wide(pos) / temperature - bias)
     repulsion = weighted_mean(F.softplus(wide(neg) / temperature + bias), log_weight)
@@ -185,8 +196,9 @@ def normalised_hard(
         Losses in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The scale is not positive.
+        ValueError: The scale is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
     excess = 2 * (wide(neg) - wide(pos)[:, None])

@@ -25,6 +25,27 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
+def check_table(pos: Tensor, neg: Tensor, *tables: Tensor | None) -> None:
+    """Refuse shapes that torch would broadcast to something else than one value per query.
+
+    Args:
+        pos: One value per query.
+        neg: One row per query.
+        *tables: Weights and marks of the entries of ``neg``; None is left alone.
+    """
+    given = [table for table in tables if table is not None]
+    if pos.ndim != 1 or neg.ndim != 2 or len(pos) != len(neg) or any(table.shape != neg.shape for table in given):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (pos, neg, *given))
+        raise ValueError(f"the positives must be (B,), the candidates and what belongs to each (B, M), got {shapes}")
+
+
+def check_values(*values: Tensor) -> None:
+    """Refuse what is not one value per query, of as many queries everywhere."""
+    if any(part.ndim != 1 or len(part) != len(values[0]) for part in values):
+        shapes = ", ".join(str(tuple(part.shape)) for part in values)
+        raise ValueError(f"all must be (B,), one value per query, got {shapes}")
+
+
 def log_count(neg: Float[Tensor, "B M"], log_weight: Float[Tensor, "B M"] | None) -> Float[Tensor, " B"]:
     """Logarithm of the sum of each row's weights, how many candidates it counts; -inf for none."""
     if log_weight is None:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastneg.logsumexp import table_logsumexp
-from contrastneg.losses.rows import check_temperature, empty_rows, weighted_sum, wide
+from contrastneg.losses.rows import check_table, check_temperature, empty_rows, weighted_sum, wide
 
 
 def multi_positive_info_nce(
@@ -40,8 +40,9 @@ def multi_positive_info_nce(
         Losses >= 0 in nats; exactly 0, with zero gradient, for a query without candidates.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight, is_positive)
     check_temperature(temperature)
     logit = wide(pos) / temperature
     total = torch.logaddexp(logit, table_logsumexp(neg, log_weight, temperature=temperature))
@@ -81,8 +82,9 @@ def sincere_info_nce(
         Losses in nats, >= 0 for margin 0; exactly 0, with zero gradient, for a query without true negatives.
 
     Raises:
-        ValueError: The temperature is not positive.
+        ValueError: The temperature is not positive, or the shapes do not fit.
     """
+    check_table(pos, neg, log_weight, is_positive)
     check_temperature(temperature)
     weight = torch.zeros_like(neg) if log_weight is None else log_weight
     lse = table_logsumexp(neg, weight.masked_fill(is_positive, -torch.inf), temperature=temperature)

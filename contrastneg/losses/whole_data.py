@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastneg.losses.rows import empty_rows, weighted_mean, wide
+from contrastneg.losses.rows import check_table, empty_rows, weighted_mean, wide
 
 
 def spectral(
@@ -27,7 +27,11 @@ def spectral(
 
     Returns:
         Losses, negative for good embeddings; exactly 0, with zero gradient, for a query without candidates.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     loss = weighted_mean(wide(neg).square(), log_weight) - 2 * wide(pos)
     return loss.masked_fill(empty_rows(neg, log_weight), 0)
 
@@ -55,7 +59,11 @@ def square(
 
     Returns:
         Losses >= 0; exactly 0, with zero gradient, for a query without candidates.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
+    check_table(pos, neg, log_weight)
     loss = (1 - wide(pos)).square() + negative_weight * weighted_mean((wide(neg) - target).square(), log_weight)
     return loss.masked_fill(empty_rows(neg, log_weight), 0)
 

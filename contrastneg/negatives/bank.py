@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from contrastneg.checks import check_range
+from contrastneg.checks import check_kinds, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives
 from contrastneg.schedules import Schedule, value
 
@@ -28,6 +28,7 @@ class Bank:
     """Fill all rows before the first step by a pass over the images; otherwise a row is filled when its image is met."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_range(self, "momentum", least=0, below=1)
 
 

@@ -81,11 +81,11 @@ class SameCluster(StageWithState):
         Raises:
             ValueError: There are fewer images than clusters.
         """
-        if max(self.clusters) > facts.images:
+        if max(self.clusters) > facts.count:
             raise WrongSetting(
                 self,
                 "clusters",
-                f"is {list(self.clusters)} but there are {facts.images} images: ask for fewer clusters",
+                f"is {list(self.clusters)} but there are {facts.count} images: ask for fewer clusters",
             )
         self._set_tables(facts.images)
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from contrastneg.checks import Checked
 from contrastneg.logsumexp import own_pairs
 from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
@@ -95,6 +96,13 @@ class Facts:
     """Class of each image, -1 unknown; None without any labels."""
     columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
     """Metadata of each image, by name of the column."""
+    trained_on: int | None = None
+    """Images that there really are, fewer than ``images`` where some indices are left out; None means all."""
+
+    @property
+    def count(self) -> int:
+        """Images that there are."""
+        return self.images if self.trained_on is None else self.trained_on
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,8 @@ class Negatives:
         """All keys as candidates of every query, each counted once, the query's own image removed.
 
         The table keeps the keys for its backward pass: give it a copy of a queue that is pushed to before that.
-        Similarities are float32 (float64 for float64 queries), also under autocast.
+        Similarities are float32 (float64 for float64 queries), also under autocast. That all rows have unit length is not
+        looked at, which would take time at every step: of others the similarities are dot products, and no cosines.
 
         Args:
             query: Unit-norm queries.
@@ -148,7 +157,11 @@ class Negatives:
             query_id: Image of each query.
             key_id: Image of each key; -1 matches no query.
             support: Unit-norm embeddings of further views of each query's image, constants.
+
+        Raises:
+            ValueError: The shapes do not belong together.
         """
+        check_shapes(query, positive, keys, query_id, key_id)
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         wide = keys.to(query.dtype)
         with torch.autocast(query.device.type, enabled=False):
@@ -232,6 +245,24 @@ class Negatives:
         )
 
 
+def check_shapes(query: Tensor, positive: Tensor, keys: Tensor, query_id: Tensor, key_id: Tensor) -> None:
+    """Refuse tensors of which no table can be made, or only a wrong one by broadcasting.
+
+    Raises:
+        ValueError: The shapes do not belong together.
+    """
+    rows, per_query = query.shape[:1], keys.shape[:-2]
+    fits = query.ndim == 2 and positive.shape == query.shape and query_id.shape == rows
+    fits = fits and keys.ndim in (2, 3) and keys.shape[-1] == query.shape[1] and per_query in ((), rows)
+    if not (fits and key_id.shape in (keys.shape[-2:-1], (*rows, keys.shape[-2]))):
+        named = {"query": query, "positive": positive, "keys": keys, "query_id": query_id, "key_id": key_id}
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
+        raise ValueError(
+            "query and positive must be (B, D), keys (K, D) or (B, K, D), query_id (B,), key_id (K,) or (B, K), "
+            f"got {shapes}"
+        )
+
+
 def of_image(
     table: Shaped[Tensor, " T"], image_id: Int64[Tensor, "*shape"], missing: float
 ) -> Shaped[Tensor, "*shape"]:
@@ -242,10 +273,11 @@ def of_image(
     return torch.where(known, table[image_id.clamp(0, len(table) - 1)], missing)
 
 
-class Stage(ABC):
+class Stage(Checked, ABC):
     """One edit of the table.
 
-    A stage without state is a frozen dataclass. One that remembers something is a :class:`StageWithState`.
+    A stage without state is a frozen dataclass. One that remembers something is a :class:`StageWithState`. Settings that are
+    not what they are declared to be are refused when a stage is made (:class:`contrastneg.checks.Checked`).
     """
 
     kind: ClassVar[str]
@@ -293,16 +325,14 @@ class Stage(ABC):
         """
         return 0.0
 
-    def begin(self, facts: Facts) -> None:  # noqa: B027 - most stages need none of these three
+    def begin(self, facts: Facts) -> None:
         """Called once before the first step, also of a resumed run; refuses data that the stage cannot work on.
 
         Raises:
             ValueError: The stage needs labels, columns or images that are not there.
         """
 
-    def refresh(  # noqa: B027
-        self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock
-    ) -> None:
+    def refresh(self, embeddings: Callable[[], Float[Tensor, "T D"]], clock: Clock) -> None:
         """Called before each epoch on every rank: the time to cluster, to build a graph, to mine.
 
         Args:
@@ -311,9 +341,7 @@ class Stage(ABC):
             clock: Where the run stands.
         """
 
-    def update(  # noqa: B027
-        self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock
-    ) -> None:
+    def update(self, keys: Float[Tensor, "B D"], image_id: Int64[Tensor, " B"], clock: Clock) -> None:
         """Called after each step with the keys of all ranks, in the same order on every rank, without gradient."""
 
     def report(self) -> dict[str, Tensor]:

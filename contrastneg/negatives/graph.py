@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from contrastneg.checks import check_range
+from contrastneg.checks import check_kinds, check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.bank import KeyBank, without_repeats
 from contrastneg.negatives.core import Clock, Facts, StageWithState
@@ -37,6 +37,7 @@ class Edges:
     """Each weight is raised to this power."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         object.__setattr__(self, "columns", tuple(self.columns))  # a YAML file gives a list
         check_range(self, "neighbours", "every", least=1)
         check_range(self, "start", "temperature", least=0)

@@ -119,7 +119,8 @@ class HardnessBand(Stage):
     lower: float | Schedule = 0.0
     """Share of the ranking at which the band begins, from 0 to 1. A number or a schedule."""
     upper: float | Schedule = 0.05
-    """Share of the ranking at which the band ends, from 0 to 1, above ``lower``. A number or a schedule."""
+    """Share of the ranking at which the band ends, from 0 to 1, not below ``lower``; equal to it one candidate is kept. A number or a
+    schedule."""
     outside: bool = False
     """Keep what lies outside the band instead."""
     count: int | Schedule | None = None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from contrastneg.checks import WrongSetting, check_range
+from contrastneg.checks import WrongSetting, check_kinds, check_range
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, of_image
 from contrastneg.negatives.groups import column_of, group_codes
 from contrastneg.schedules import Schedule, value
@@ -35,6 +35,7 @@ class Tier:
     """Largest difference in ``time`` that is near, itself included, at least 0."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_range(self, "weight", least=0)
         if not self.within >= 0:  # infinite within is no condition
             raise WrongSetting(self, "within", f"is {self.within:g}: give a number of at least 0")

@@ -315,7 +315,7 @@ class Pipeline(nn.Module):
         if self._facts is None and hasattr(data, "facts"):
             facts = self._facts = data.facts(self.dim)
             for number, stage in enumerate(self.stages):
-                check_counts(number, stage, stage.of_images, facts.images, "there are {} images: take more")
+                check_counts(number, stage, stage.of_images, facts.count, "there are {} images: take more")
                 try:
                     stage.begin(facts)
                 except ValueError as error:

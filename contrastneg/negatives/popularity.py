@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from contrastneg import distributed
-from contrastneg.checks import WrongSetting, check_range
+from contrastneg.checks import Checked, WrongSetting, check_range
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives.core import Clock, Facts, Negatives, StageWithState, count_at
 from contrastneg.negatives.groups import clustered, column_of, group_codes, sizes
@@ -25,7 +25,7 @@ from contrastneg.randomness import derive_seed
 from contrastneg.schedules import Schedule, value
 
 
-class Popularity(ABC):  # noqa: B024 - each kind has one of the three
+class Popularity(Checked, ABC):
     """What makes an image popular: a number per image, known at the start, before an epoch, or from the steps."""
 
     of_types: ClassVar[bool] = False

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contrastneg.wording import count_of
+
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 350, 12, 176  # edges of the plotting area
 MAX_POINTS = 300  # longer series are averaged in runs of neighbours: more points than pixels only cost bytes
@@ -195,7 +197,9 @@ def draw(
         y_ticks=[Tick(down(y), tick_text(y, y_step)) for y in y_ticks],
         lines=[line(s, points, [(across(x), down(y)) for x, y in points], unit, x_unit) for s, points in kept],
         levels=draw_levels([(down(level.value), level.label) for level in levels]),
-        remark=f"{dropped} {'value is' if dropped == 1 else 'values are'} not finite and not drawn" if dropped else "",
+        remark=f"{count_of(dropped, 'value')} left out: infinite, or no number as there was nothing to count"
+        if dropped
+        else "",
         legend=legend,
     )
 

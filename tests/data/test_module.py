@@ -249,3 +249,8 @@ def test_support_views_are_drawn_apart_from_each_other(pictures):
     batch = views_of(data)[0]
     every = [batch.view1, batch.view2, *batch.support.unbind(1)]
     assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+
+
+def test_facts_tell_how_many_images_there_are_beside_the_size_of_tables_by_index(pictures):
+    facts = data_of(pictures.subset(torch.tensor([3, 30, 36, *range(4, 20)]))).facts(dim=8)
+    assert (facts.images, facts.count) == (37, 19)

@@ -1,5 +1,6 @@
 """What holds for every loss of the form (positive, candidates, log-weights): one grid, so that no loss is left out."""
 
+import inspect
 import math
 
 import pytest
@@ -54,6 +55,41 @@ def loss_of(name, temperature=T, further=FURTHER):
         return getattr(losses, name)(pos, neg, log_weight, **settings)
 
     return loss
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_that_would_be_broadcast_are_refused_and_named(name):
+    loss, pos, neg = loss_of(name), torch.rand(5), torch.rand(5, 7)
+    wrong = (
+        (pos[:, None], neg),
+        (pos[:1], neg),
+        (pos, neg[:4]),
+        (pos, neg, torch.zeros(7)),
+        (pos, neg, torch.zeros(5, 1)),
+    )
+    for given in wrong:
+        with pytest.raises(ValueError, match=r"must be \(B,\), the candidates .* got \("):
+            loss(*given)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_forms_of_log_sum_exps_refuse_what_is_not_one_value_per_query():
+    from contrastneg import losses
+
+    forms = [
+        getattr(losses, name) for name in losses.__all__ if "lse" in inspect.signature(getattr(losses, name)).parameters
+    ]
+    assert len(forms) >= 7
+    for form in forms:
+        needed = [p for p in inspect.signature(form).parameters.values() if p.default is p.empty]
+        vectors = [p for p in needed if p.kind is p.POSITIONAL_OR_KEYWORD]
+        numbers = {p.name: 0.5 for p in needed if p.kind is p.KEYWORD_ONLY}
+        if len(vectors) > 1:
+            with pytest.raises(ValueError, match=r"\(5, 1\), \(5,\)"):
+                form(torch.rand(5, 1), *(torch.rand(5) for _ in vectors[1:]), **numbers)
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(6, 3\)"):
+        losses.nt_xent(torch.rand(4, 3), torch.rand(6, 3), temperature=0.5)
 
 
 @pytest.fixture

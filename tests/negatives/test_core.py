@@ -1,6 +1,7 @@
 """The table and the order of stages."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,23 @@ def test_keys_per_query_give_the_table_of_shared_keys_where_they_are_equal():
     assert_close(own.similarity, shared.similarity)
     assert torch.equal(own.log_weight, shared.log_weight)
     assert (own.n_keys, own.appended(torch.zeros(4, 2)).similarity.shape) == (9, (4, 11))
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    "wrong",
+    [{"key_id": (4,)}, {"key_id": (9, 3)}, {"query_id": (4,)}, {"query_id": (3, 1)}, {"positive": (1, 6)}, {"keys": (9, 5)},
+     {"keys": (4, 9, 6)}, {"keys": (6,)}],
+)  # fmt: skip
+def test_tensors_that_do_not_belong_together_are_refused_with_their_shapes(wrong):
+    from contrastneg.negatives import Negatives
+
+    shapes = {"query": (3, 6), "positive": (3, 6), "keys": (9, 6), "query_id": (3,), "key_id": (9,)}
+    given = {name: torch.zeros(wrong.get(name, shape)) for name, shape in shapes.items()}
+    given |= {name: given[name].long() for name in ("query_id", "key_id")}
+    ((name, shape),) = wrong.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name} {shape}")):
+        Negatives.of(**given)
 
 
 def test_half_precision_under_autocast_is_scored_in_float32():

@@ -164,6 +164,15 @@ def test_an_empty_band_keeps_the_next_easier_candidate_and_at_the_easy_end_the_l
     assert ranks(negatives, HardnessBand(Linear(1.0, 0.0), 1.0)(negatives, clock()).kept) == [[10]] * 6
 
 
+def test_edges_that_are_equal_keep_one_candidate_as_the_help_says():
+    from contrastneg.helptext import page_of_class
+
+    negatives = table(n_keys=10)
+    assert ranks(negatives, HardnessBand(0.5, 0.5)(negatives, clock()).kept) == [[6]] * 6
+    page = " ".join(page_of_class(HardnessBand, "method.stages").split())
+    assert "not below lower; equal to it one candidate is kept" in page
+
+
 def test_truncated_sampling_draws_all_of_the_nearest_to_the_positive_alike():
     negatives, stage = table(), HardnessBand(0.0, 0.2, count=2, score="positive")
     hits = torch.zeros(40)

@@ -290,7 +290,7 @@ def test_what_the_stages_did_has_a_chart_a_number_with_a_line_a_stage_and_its_de
     assert told["Precision of what is found"].endswith("(1. SameCluster): 50 % after 2 s")
     text = " ".join(Elements(section).text.split())
     assert (
-        "share of the found candidates that are of the query's true class; no number where none is found; 1 value is not finite"
+        "share of the found candidates that are of the query's true class; no number where none is found; 1 value left out"
         in text
     )
     assert "as the stage reports it" in text
@@ -333,7 +333,7 @@ def test_values_that_are_not_finite_are_counted_not_drawn(run: Path) -> None:
     with (run / "metrics.csv").open("a") as file:
         file.write("\n41,4,373.0,nan,,,,,,,,,,,\n42,4,374.0,inf,,,,,,,,,,,\n")
     page = page_of(run)
-    assert "2 values are not finite and not drawn" in page
+    assert "2 values left out: infinite, or no number as there was nothing to count" in page
     assert not re.search(r'd="[^"]*(nan|inf)', page)
 
 
