@@ -50,6 +50,7 @@ from contrastneg.device import (
 )
 from contrastneg.evaluate.final import Pictures, final_scores, pictures_without_labels, view_pairs
 from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
+from contrastneg.memory import check_memory, is_out_of_memory, out_of_memory
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
 from contrastneg.runfolder import (
@@ -87,12 +88,14 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
         ValueError: If the settings cannot work with each other, the data or this machine.
         Interrupted: If a signal asked the run to stop; its state is saved.
         Diverged: If the loss or the weights are no longer finite; the last good checkpoint stays.
+        OutOfMemory: If a step or a score needs more memory than there is.
     """
     device = resolve_device(config)
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise ValueError("wandb names a project but the package is not installed: pip install 'contrastneg[wandb]'")
     if config.run and resume is None and RUN_VARIABLE not in os.environ:
         new_run_folder(Path(config.run), "", "")  # refuses one that is in use before all images are looked through
+    check_memory(config, device)
     opened = open_data(config)
     check_steps(len(opened.train), config.batch_size, device.world_size, config.drop_last)
     check_batch(config.method, config.batch_size * device.world_size)
@@ -106,6 +109,10 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
     os.environ[RUN_VARIABLE] = str(folder)
     try:
         return _run(config, opened, device, folder, checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, device) from error
+        raise
     finally:
         del os.environ[RUN_VARIABLE]
 
