@@ -16,6 +16,8 @@ from contrastneg.config import Pretrain
 from contrastneg.negatives import Stage
 from contrastneg.objectives import Objective
 
+MEANT = ("name", "size", "out")  # settings of a record that a value in its place is taken for
+
 
 @dataclass(frozen=True)
 class Place:
@@ -87,11 +89,22 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
         return unknown_setting(wrong, record_in(inside), parser)
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
         return unknown_class(match[1], place)
+    if match := re.search(r"Unable to load config '([^']*)'", message):
+        return bare_value(match[1], place)
     if failure := import_failure(message):
         return failure
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
     return wrong_value(message, place)
+
+
+def bare_value(met: str, place: Place) -> str:
+    """A value in the place of a record of settings, which it is most likely meant for one of."""
+    record = record_in(place.annotation)
+    inner = next((name for name in MEANT if record is not None and name in parameters(record)), None)
+    if met.endswith((".yaml", ".yml")) or inner is None:
+        return f"{place.setting} is {met}: it has settings of its own, which --{place.setting}.help lists"
+    return f"{place.setting} is {met}: did you mean --{place.setting}.{inner} {met}?"
 
 
 def missing_settings(names: Sequence[str], place: Place) -> str:
@@ -136,6 +149,8 @@ def unknown_setting(wrong: str, owner: type | None, parser: ArgumentParser) -> s
 def unknown_class(wrong: str, place: Place) -> str:
     """A name that is no class of the kind that the setting takes, or no number."""
     kinds = choices(place.annotation)
+    if not kinds:
+        return bare_value(wrong, place)
     if closest(wrong, [kind.__name__ for kind in kinds]):
         return f"there is no class {wrong!r} here: {nearest(wrong, [kind.__name__ for kind in kinds])}"
     if {int, float} & set(parts(place.annotation)):
