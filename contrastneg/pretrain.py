@@ -39,7 +39,7 @@ from contrastneg.card import (
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
+from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data, unanswered_notes
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,
@@ -53,6 +53,7 @@ from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
 from contrastneg.memory import check_memory, is_out_of_memory, out_of_memory
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
+from contrastneg.report.records import HELD_OUT_NOTE
 from contrastneg.runfolder import (
     AtomicCheckpoints,
     Checkpoints,
@@ -170,6 +171,8 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     with Signals(checkpoint) as signals:
         trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint, signals)
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        if not progress.stepped:
+            output.print("this run has finished its training: no step was taken, scores and page are made anew")
         return finish(config, trainer, method, untrained, data, progress, output, folder, notes)
 
 
@@ -299,6 +302,7 @@ def finish(
         table, score_notes, pictures = final_scores(
             config, method.backbone, untrained.to(method.dtype), data, device, dtype, say=output.print
         )
+        score_notes = [*unanswered_notes(data.sets["train"], data.sets["test"]), *score_notes]
     summary = {
         "command": first_command(folder),
         "method": type(method).__name__,
@@ -314,7 +318,9 @@ def finish(
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:
-            output.print(score_table(table, len(data.labels("test"))))
+            held_out = any(note.startswith(HELD_OUT_NOTE) for note in notes)
+            asked = "held-out images" if held_out else "test images"
+            output.print(score_table(table, len(data.labels("test")), asked))
         for note in score_notes:
             output.print(f"[yellow]note[/] {shown(note)}")
         output.print(shown(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}"))

@@ -472,9 +472,10 @@ def test_a_finished_run_resumed_keeps_its_command_and_its_training_figures(tmp_p
     arguments = ["shapes", *SMALL, "--limit-images", 32, "--epochs", 1, "--final_scores", "false", "--run", out]
     summaries = []
     for todo in (arguments, ["--resume", out]):
-        process = start(*todo)
-        _, errors = process.communicate(timeout=100)
+        process = start(*todo, stdout=subprocess.PIPE)
+        printed, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
+        assert ("this run has finished its training: no step was taken" in printed) == (todo[0] == "--resume")
         summaries.append(json.loads((out / "summary.json").read_text()))
         (out / "summary.json").unlink()  # as if the first had been stopped during its scores
     assert summaries[0]["command"] == ["contrastneg", "pretrain", *map(str, arguments)]
