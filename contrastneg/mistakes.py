@@ -90,7 +90,7 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str] = ())
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
         return unknown_class(match[1], place)
     if match := re.search(r"Unable to load config '([^']*)'", message):
-        return bare_value(match[1], place)
+        return bare_value(match[1], place_of(message[: match.start()]))  # the trail stands there once more behind
     if failure := import_failure(message):
         return failure
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):

@@ -2,9 +2,11 @@
 
 import re
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 
 @pytest.mark.parametrize(
@@ -39,10 +41,8 @@ def test_the_schedule_line_counts_the_images_that_fill_no_batch():
     from contrastneg.card import schedule_line
 
     config = Pretrain(method=SimCLR(Backbone(name="resnet9", width=0.125)), epochs=1)
-    trainer = SimpleNamespace(
-        estimated_stepping_batches=3, max_epochs=1, max_steps=-1, num_training_batches=3, accumulate_grad_batches=1
-    )
-    line = schedule_line.__wrapped__ if hasattr(schedule_line, "__wrapped__") else schedule_line
+    counts = {"num_training_batches": 3, "accumulate_grad_batches": 1, "estimated_stepping_batches": 3}
+    trainer, line = MagicMock(spec=Trainer, max_epochs=1, max_steps=-1, **counts), schedule_line
     assert line(trainer, 32, config, 97).endswith("1 epoch, 3 optimizer steps of 32 images; 1 image of each epoch, "
                                                   "drawn anew, fill no batch and are left out")  # fmt: skip
     assert line(trainer, 32, config, 96).endswith("3 optimizer steps of 32 images")

@@ -376,7 +376,7 @@ def test_a_missing_or_damaged_record_costs_only_its_sections(run: Path, name: st
     if name != "pictures.npz":
         assert page.count("<img") == 2 * 12 + 12 * 7
     if name != "summary.json":
-        assert "71.25" in page
+        assert "71.2 %" in page
 
 
 def test_an_empty_folder_gives_a_page_of_sentences(tmp_path: Path) -> None:
