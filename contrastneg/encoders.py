@@ -190,7 +190,7 @@ def check_patches(network: nn.Module, settings: Backbone, image_size: int | None
     cut = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
     if image_size is None or cut is None or cut.dynamic_img_pad:
         return
-    patch = max(cut.patch_size)
+    patch = int(max(cut.patch_size))
     if image_size % patch:
         raise ValueError(f"views.size is {image_size}: {settings.name} takes multiples of its patch, {patch}")
 
