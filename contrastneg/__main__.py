@@ -30,6 +30,7 @@ def run_pretrain(arguments: list[str]) -> int:
     from contrastneg.commandline import parse_pretrain
     from contrastneg.distributed import is_first_process
     from contrastneg.divergence import Diverged
+    from contrastneg.memory import OutOfMemory
     from contrastneg.pretrain import pretrain
     from contrastneg.signals import Interrupted, ignore_signals
 
@@ -39,7 +40,7 @@ def run_pretrain(arguments: list[str]) -> int:
     except Interrupted as stop:  # it has said so itself
         ignore_signals()
         return 128 + stop.signum
-    except Diverged as stop:
+    except (Diverged, OutOfMemory) as stop:
         if is_first_process():
             print(f"contrastneg: {stop}", file=sys.stderr)
         return 1

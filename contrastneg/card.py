@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from contrastneg.candidates import batch_candidates, source_of
 from contrastneg.config import Pretrain
-from contrastneg.console import Output, human, start_card
+from contrastneg.console import Output, human, last_epoch, start_card
 from contrastneg.data.batches import ShuffledBatches
 from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
@@ -62,7 +62,7 @@ class StartCard(Callback):
 def scores_line(opened: OpenedData) -> str:
     """What kNN and linear classifiers will learn from, and what they will be asked about."""
     if opened.bank is None or opened.queries is None:
-        return "none: there are no labels"
+        return "none: there is no labelled image to ask about"
     learned, asked = (count_of(len(images), "labelled image") for images in (opened.bank, opened.queries))
     return f"kNN and linear classifiers learn from {learned} and are asked about {asked} that they have not seen"
 
@@ -131,7 +131,10 @@ def schedule_line(trainer: pl.Trainer, global_batch: int, config: Pretrain, imag
     rest = (
         f"; {count_of(left_out, 'image')} of each epoch, drawn anew, fill no batch and are left out" if left_out else ""
     )
-    return f"{count_of(trainer.max_epochs or 0, 'epoch')}, {steps:,} optimizer steps of {per_step}{rest}"
+    epochs = f"within {count_of(last_epoch(trainer), 'epoch')} of the {config.epochs} asked for"
+    if last_epoch(trainer) == config.epochs:
+        epochs = count_of(config.epochs, "epoch")
+    return f"{epochs}, {count_of(steps, 'optimizer step')} of {per_step}{rest}"
 
 
 def device_line(device: Device) -> str:

@@ -14,6 +14,8 @@ from contrastneg.wording import closest
 
 WORDS = {int: "a whole number", float: "a number", str: "text", NoneType: "None", Schedule: "a schedule"}
 
+LARGEST_SIDE = 10_000  # pixels; networks that try one picture when they are made could not take larger ones, either
+
 
 class WrongSetting(ValueError):
     """A setting that cannot be right.
@@ -269,3 +271,15 @@ def _number_at(owner: Any, field: Any, progress: float) -> float | int:
     """What a scheduled setting is at a point of the run, whole where the setting counts."""
     number = value(getattr(owner, field.name), progress)
     return round(number) if int in get_args(field.type) and math.isfinite(number) else number
+
+
+def check_side(size: int) -> None:
+    """Refuse views that have no pixel, or more than any machine can hold.
+
+    Raises:
+        ValueError: Their side is not from 1 to ``LARGEST_SIDE``.
+    """
+    if size < 1:
+        raise ValueError(f"views.size is {size}: give at least 1 pixel")
+    if size > LARGEST_SIDE:
+        raise ValueError(f"views.size is {size}: give at most {LARGEST_SIDE} pixels")

@@ -21,7 +21,7 @@ from contrastneg.candidates import choosing, source_of
 from contrastneg.divergence import check_loss
 from contrastneg.evaluate.online import OnlineKnn
 from contrastneg.report.records import voters
-from contrastneg.wording import duration
+from contrastneg.wording import duration, percent
 from contrastneg.writing import printable
 
 
@@ -70,9 +70,9 @@ def start_card(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]
     return Panel(grid, title=title, title_align="left", expand=False)
 
 
-def score_table(rows: Sequence[dict[str, Any]], queries: int) -> Table:
+def score_table(rows: Sequence[dict[str, Any]], queries: int, asked: str = "test images") -> Table:
     """The final table: the encoder beside what it must beat, by as many neighbours as did vote; top-5 where it is known."""
-    table = Table(title=f"Scores on {queries:,} test images (top-1, %)", title_justify="left")
+    table = Table(title=f"Scores on {queries:,} {asked} (top-1, %)", title_justify="left")
     voted, ranked = voters(rows), any("knn_top5" in row for row in rows)
     table.add_column("features")
     table.add_column(f"kNN, k={voted}", justify="right")
@@ -80,8 +80,8 @@ def score_table(rows: Sequence[dict[str, Any]], queries: int) -> Table:
         table.add_column("kNN top-5", justify="right")
     table.add_column("linear", justify="right")
     for row in rows:
-        top5 = [f"{row['knn_top5']:.1f}" if "knn_top5" in row else "–"] if ranked else []
-        table.add_row(row["features"], f"{row['knn_top1']:.1f}", *top5, f"{row['linear_top1']:.1f}")
+        top5 = [percent(row["knn_top5"]) if "knn_top5" in row else "–"] if ranked else []
+        table.add_row(row["features"], percent(row["knn_top1"]), *top5, percent(row["linear_top1"]))
     return table
 
 
@@ -158,9 +158,14 @@ class RunProgress(Callback):
         running = time.perf_counter() - self._started if self._started is not None else 0.0
         return self.seconds + running
 
+    @property
+    def stepped(self) -> bool:
+        """Whether a step was taken since the start or the last resume."""
+        return self.images > self._resumed_from[1]
+
     def images_per_second(self) -> float:
         """Images (not views) trained on per second since the start or the last resume, or before it if none came after."""
-        seconds, images = self._resumed_from if self.images > self._resumed_from[1] else (0.0, 0)
+        seconds, images = self._resumed_from if self.stepped else (0.0, 0)
         return (self.images - images) / max(self.training_seconds() - seconds, 1e-9)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -221,7 +226,7 @@ class RunProgress(Callback):
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=trainer.global_step,
-                epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+                epoch=f"{trainer.current_epoch + 1}/{last_epoch(trainer)}",
                 numbers=numbers,
             )
         except OSError:
@@ -286,7 +291,8 @@ class EpochLine(Callback):
         if not self._explained:
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
-                    self.output.print(f"[dim]  {word}: {meaning}[/]")
+                    meant = meaning if pl_module.stages else meaning.replace(", before the stages", "")
+                    self.output.print(f"[dim]  {word}: {meant}[/]")
             if choosing(pl_module):
                 self.output.print(f"[dim]  candidates: {whose_candidates(pl_module)}[/]")
             self._explained = True
@@ -308,23 +314,32 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
     if knn is None or not knn.history or knn.history[-1][0] != trainer.current_epoch:
         logged.pop("knn/top1", None)  # Lightning still holds the score of an earlier epoch
     parts = [
-        f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
+        f"epoch {trainer.current_epoch + 1:>3}/{last_epoch(trainer)}",
         f"{duration(progress.seconds):>9}",
         f"{progress.images_per_second():6.0f} images/s",
         f"loss {logged['epoch/loss']:.3f}",
-        f"accuracy {100 * logged['epoch/accuracy']:.1f} %",
+        f"accuracy {percent(100 * logged['epoch/accuracy'])} %",
     ]
     shown = (
-        ("knn/top1", "kNN {:.1f} %", 100),
-        ("probe/accuracy", "probe {:.1f} %", 100),
-        ("epoch/queue_fill", "queue {:.0f} %", 100),
-        ("epoch/own", "own {:.2g} %", 100),
-        ("epoch/same_class", "same class {:.1f} %", 100),
+        ("knn/top1", "kNN", percent),
+        ("probe/accuracy", "probe", percent),
+        ("epoch/queue_fill", "queue", "{:.0f}".format),
+        ("epoch/own", "own", "{:.2g}".format),
+        ("epoch/same_class", "same class", percent),
     )
     if trainer.current_epoch > 0 and logged["candidates/empty_rows"] > 0:  # at first an empty queue is no news
         parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")
-    parts += [text.format(scale * logged[name]) for name, text, scale in shown if name in logged]
+    parts += [f"{word} {text(100 * logged[name])} %" for name, word, text in shown if name in logged]
     return "  ".join(parts)
+
+
+def last_epoch(trainer: pl.Trainer) -> int:
+    """Number of epochs that the run begins: those asked for, or fewer where optimizer steps end it earlier."""
+    epochs = trainer.max_epochs or 0
+    if trainer.max_steps < 0:
+        return epochs
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return min(epochs, math.ceil(trainer.max_steps / per_epoch))
 
 
 def human(count: float) -> str:

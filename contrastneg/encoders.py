@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models.resnet import ResNet
 from torch import nn
 
-from contrastneg.checks import WrongSetting, check_range
+from contrastneg.checks import WrongSetting, check_range, check_side
 from contrastneg.hub import use_what_was_fetched
 from contrastneg.resnets import ResNet9, Stem, replace_stem_, resnet20, resnet_of_width, shape_only
 
@@ -115,8 +116,8 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
         ValueError: The name is unknown, the stem, width or image size cannot be had with it, its output is not pooled,
             or its published weights cannot be fetched.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"views.size is {image_size}: give at least 1 pixel")
+    if image_size is not None:
+        check_side(image_size)
     small = image_size is not None and image_size <= SMALL_IMAGE
     stem: Stem = ("cifar" if small else "imagenet") if settings.stem == "auto" else settings.stem
     if settings.name in OWN:
@@ -138,6 +139,7 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
     else:
         network = timm_model(settings, image_size, settings.pretrained and load_pretrained)
     if not isinstance(network, ResNet):
+        check_patches(network, settings, image_size)
         if settings.stem in ("cifar", "stride2"):
             raise ValueError(f"backbone.stem is {stem} but {settings.name} is not a ResNet: use stem imagenet")
         check_output(network, settings, image_size)
@@ -181,6 +183,16 @@ def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> 
         ) from error
     except RuntimeError as error:  # an unknown tag after the dot, or no published weights
         raise ValueError(f"backbone.name {settings.name} cannot be built: {first_line(error)}") from error
+
+
+def check_patches(network: nn.Module, settings: Backbone, image_size: int | None) -> None:
+    """Refuse images that a network would cut into patches with a rest, which it leaves out without a word."""
+    cut = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
+    if image_size is None or cut is None or cut.dynamic_img_pad:
+        return
+    patch = int(max(cut.patch_size))
+    if image_size % patch:
+        raise ValueError(f"views.size is {image_size}: {settings.name} takes multiples of its patch, {patch}")
 
 
 @torch.no_grad()

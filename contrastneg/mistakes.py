@@ -31,6 +31,8 @@ HOMES = {pl.LightningModule: "method", Objective: "method.loss", Stage: "method.
 CATALOGUED = (Stage, Objective)
 ONE_OF = {Stage: "a stage"}
 
+MEANT = ("name", "size", "out")  # settings of a record that a value in its place is taken for
+
 
 @dataclass(frozen=True)
 class Place:
@@ -107,6 +109,8 @@ def explain(
         return key + unknown_setting(wrong, record_in(inside), parser)
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
         return unknown_class(match[1], place, key_of_class(match[1], place, files))
+    if match := re.search(r"Unable to load config '([^']*)'", message):
+        return bare_value(match[1], place_of(message[: match.start()]))  # the trail stands there once more behind
     if failure := import_failure(message):
         return failure
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
@@ -114,6 +118,15 @@ def explain(
             return f"{key_of_class(match[1], place, files)}: {other}"
         return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
     return wrong_value(message, place)
+
+
+def bare_value(met: str, place: Place) -> str:
+    """A value in the place of a record of settings, which it is most likely meant for one of."""
+    record = record_in(place.annotation)
+    inner = next((name for name in MEANT if record is not None and name in parameters(record)), None)
+    if met.endswith((".yaml", ".yml")) or inner is None:
+        return f"{place.setting} is {met}: it has settings of its own, which --{place.setting}.help lists"
+    return f"{place.setting} is {met}: did you mean --{place.setting}.{inner} {met}?"
 
 
 def missing_settings(names: Sequence[str], place: Place) -> str:
@@ -204,6 +217,8 @@ def unnumbered(key: str) -> str:
 def unknown_class(wrong: str, place: Place, key: str) -> str:
     """A name that is no class of the kind that the setting takes, or no number."""
     kinds = choices(place.annotation)
+    if not kinds:
+        return bare_value(wrong, place)
     names = [kind.__name__ for kind in kinds]
     if {int, float} & set(parts(place.annotation)) and not closest(wrong, names):
         number = "a whole number" if int in parts(place.annotation) else "a number"

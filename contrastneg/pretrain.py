@@ -39,7 +39,7 @@ from contrastneg.card import (
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
+from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data, unanswered_notes
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,
@@ -50,8 +50,10 @@ from contrastneg.device import (
 )
 from contrastneg.evaluate.final import Pictures, final_scores, pictures_without_labels, view_pairs
 from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
+from contrastneg.memory import check_memory, is_out_of_memory, out_of_memory
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
+from contrastneg.report.records import HELD_OUT_NOTE
 from contrastneg.runfolder import (
     AtomicCheckpoints,
     Checkpoints,
@@ -87,12 +89,14 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
         ValueError: If the settings cannot work with each other, the data or this machine.
         Interrupted: If a signal asked the run to stop; its state is saved.
         Diverged: If the loss or the weights are no longer finite; the last good checkpoint stays.
+        OutOfMemory: If a step or a score needs more memory than there is.
     """
     device = resolve_device(config)
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise ValueError("wandb names a project but the package is not installed: pip install 'contrastneg[wandb]'")
     if config.run and resume is None and RUN_VARIABLE not in os.environ:
         new_run_folder(Path(config.run), "", "")  # refuses one that is in use before all images are looked through
+    check_memory(config, device)
     opened = open_data(config)
     check_steps(len(opened.train), config.batch_size, device.world_size, config.drop_last)
     check_batch(config.method, config.batch_size * device.world_size)
@@ -106,6 +110,10 @@ def pretrain(config: Pretrain, *, resume: Path | None = None) -> dict[str, Any]:
     os.environ[RUN_VARIABLE] = str(folder)
     try:
         return _run(config, opened, device, folder, checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, device) from error
+        raise
     finally:
         del os.environ[RUN_VARIABLE]
 
@@ -163,6 +171,8 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
     with Signals(checkpoint) as signals:
         trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint, signals)
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        if not progress.stepped:
+            output.print("this run has finished its training: no step was taken, scores and page are made anew")
         return finish(config, trainer, method, untrained, data, progress, output, folder, notes)
 
 
@@ -292,6 +302,7 @@ def finish(
         table, score_notes, pictures = final_scores(
             config, method.backbone, untrained.to(method.dtype), data, device, dtype, say=output.print
         )
+        score_notes = [*unanswered_notes(data.sets["train"], data.sets["test"]), *score_notes]
     summary = {
         "command": first_command(folder),
         "method": type(method).__name__,
@@ -307,7 +318,9 @@ def finish(
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:
-            output.print(score_table(table, len(data.labels("test"))))
+            held_out = any(note.startswith(HELD_OUT_NOTE) for note in notes)
+            asked = "held-out images" if held_out else "test images"
+            output.print(score_table(table, len(data.labels("test")), asked))
         for note in score_notes:
             output.print(f"[yellow]note[/] {shown(note)}")
         output.print(shown(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}"))

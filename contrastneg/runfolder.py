@@ -6,6 +6,7 @@ moment leaves files that can be read.
 
 import csv
 import json
+import math
 import os
 import platform
 import sys
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
@@ -30,6 +32,7 @@ from contrastneg.divergence import check_weights
 from contrastneg.signals import Interrupted, Signals
 from contrastneg.writing import UNREADABLE, whole_file, write_text
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy")
 
 
@@ -131,7 +134,7 @@ class MetricsCsv(Logger):
         if written == self._last:
             return
         self._last = written
-        row = {"step": step, "seconds": round(self.seconds(), 2), **metrics}
+        row = {"step": step, "seconds": round(self.seconds(), 2), **{name: shortest(v) for name, v in metrics.items()}}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.exists():
             self.columns += new
@@ -159,6 +162,14 @@ class MetricsCsv(Logger):
         with self.path.open(newline="", encoding="utf-8") as file:
             self.columns = next(csv.reader(file), self.columns)
         self._write(rows)
+
+
+def shortest(value: Any) -> Any:
+    """A number that was a 32-bit one by its shortest decimal form, 0.1175 and not 0.11749999970197678; others as they are."""
+    if not isinstance(value, float) or not math.isfinite(value) or abs(value) > FLOAT32_MAX:
+        return value
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -374,6 +374,7 @@ def timm_subject(name: str, address: str, size: int | None, random_init: bool) -
         network: Any = build_backbone(settings, size)
     except ValueError as error:  # which names the settings of a run
         told = str(error).replace("set backbone.pretrained to false", "give --random-init for random ones")
+        told = told.replace("views.size", "size")
         raise ValueError(told.replace("backbone.name ", "timm:", 1)) from error
     published = network.pretrained_cfg
     interpolation = published.get("interpolation", "bilinear")

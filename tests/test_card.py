@@ -2,9 +2,11 @@
 
 import re
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 
 @pytest.mark.parametrize(
@@ -39,11 +41,15 @@ def test_the_schedule_line_counts_the_images_that_fill_no_batch():
     from contrastneg.card import schedule_line
 
     config = Pretrain(method=SimCLR(Backbone(name="resnet9", width=0.125)), epochs=1)
-    trainer = SimpleNamespace(estimated_stepping_batches=3, max_epochs=1)
-    line = schedule_line.__wrapped__ if hasattr(schedule_line, "__wrapped__") else schedule_line
+    counts = {"num_training_batches": 3, "accumulate_grad_batches": 1, "estimated_stepping_batches": 3}
+    trainer, line = MagicMock(spec=Trainer, max_epochs=1, max_steps=-1, **counts), schedule_line
     assert line(trainer, 32, config, 97).endswith("1 epoch, 3 optimizer steps of 32 images; 1 image of each epoch, "
                                                   "drawn anew, fill no batch and are left out")  # fmt: skip
     assert line(trainer, 32, config, 96).endswith("3 optimizer steps of 32 images")
+    trainer.max_steps, trainer.max_epochs = 3, 50
+    longer = Pretrain(method=config.method, epochs=50, max_steps=3)
+    assert line(trainer, 32, longer, 96) == "within 1 epoch of the 50 asked for, 3 optimizer steps of 32 images"
+    trainer.max_steps, trainer.max_epochs = -1, 1
     smaller = Pretrain(method=config.method, epochs=1, batch_size=16, drop_last=False)  # two processes of 16
     assert line(trainer, 32, smaller, 99).endswith(
         "; 3 images of each epoch, drawn anew, fill no batch and are left out"
@@ -178,7 +184,10 @@ def test_what_is_scored_and_on_what_is_said_in_plain_words():
     bank, queries = shapes("train").subset(torch.arange(20)), shapes("test").subset(torch.arange(1))
     line = scores_line(OpenedData(bank, bank, queries, "memory", [], [], []))
     assert "learn from 20 labelled images and are asked about 1 labelled image" in line
-    assert scores_line(OpenedData(bank, None, None, "memory", [], [], [])) == "none: there are no labels"
+    assert (
+        scores_line(OpenedData(bank, None, None, "memory", [], [], []))
+        == "none: there is no labelled image to ask about"
+    )
 
 
 def test_what_changes_images_and_batches_is_on_the_card_and_told_where_it_can_do_nothing():

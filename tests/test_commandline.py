@@ -201,6 +201,9 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         ),
         (["shapes", "--views.size", "-3"], "views.size is -3"),
         (["shapes", "--views.size", "0"], "views.size is 0: give at least 1 pixel"),
+        (["shapes", "--views.size", "5000000"], "views.size is 5000000: give at most 10000 pixels"),
+        (["shapes", "--views.size", "9999", "--batch_size", "9999"], "lower views.size or batch_size"),
+        (["shapes", "--views.size", "30", "--method.backbone.name", "test_vit"], "takes multiples of its patch, 16"),
         (
             ["shapes", "--views.size", "7", "--method.backbone.name", "resnet9"],
             "resnet9 cannot take images of 7 pixels",

@@ -64,7 +64,13 @@ def screen(monkeypatch):
 
 def trainer_of_ten_steps():
     return MagicMock(
-        spec=Trainer, world_size=1, is_global_zero=True, current_epoch=0, max_epochs=2, estimated_stepping_batches=20
+        spec=Trainer,
+        world_size=1,
+        is_global_zero=True,
+        current_epoch=0,
+        max_epochs=2,
+        max_steps=-1,
+        estimated_stepping_batches=20,
     )
 
 
@@ -109,8 +115,11 @@ def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_
 
     means = {"epoch/loss": 1.5, "epoch/accuracy": 0.5, "candidates/empty_rows": 0.0}
     metrics = {name: torch.tensor(number) for name, number in means.items()}
-    trainer = MagicMock(spec=Trainer, is_global_zero=True, current_epoch=0, max_epochs=2, callback_metrics=metrics)
+    trainer = MagicMock(
+        spec=Trainer, is_global_zero=True, current_epoch=0, max_epochs=2, max_steps=-1, callback_metrics=metrics
+    )
     small = Backbone(name="resnet9", width=0.125), Head(out=4)
+    before = "every key of another image, before the stages"
     chosen = "candidates: chosen by MemoryBank: shares of the queue or batch are not shown"
     added = "candidates: those of the queue or batch, and those added by MemoryBank: shares of the former alone are not"
     for stages, told in (([], ()), ([MemoryBank(count=4)], (chosen,)), ([MemoryBank(4, "append")], (added,))):
@@ -120,3 +129,14 @@ def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_
         printed = capsys.readouterr().out
         assert printed.count("loss 1.500  accuracy 50.0 %") == 2
         assert [printed.count(words) for words in (chosen, added)] == [words in told for words in (chosen, added)]
+        assert printed.count(before) == (1 if stages else 0)
+
+
+@pytest.mark.parametrize(("max_steps", "last"), [(-1, 100), (3, 1), (4, 2), (10_000, 100)])
+def test_a_run_that_steps_end_counts_the_epochs_that_it_begins(max_steps, last):
+    from contrastneg.console import last_epoch
+
+    trainer = MagicMock(
+        spec=Trainer, max_epochs=100, max_steps=max_steps, num_training_batches=6, accumulate_grad_batches=2
+    )
+    assert last_epoch(trainer) == last

@@ -149,7 +149,12 @@ def test_what_cannot_be_built_is_refused_in_one_line(settings, words):
 
 @pytest.mark.parametrize(
     ("name", "size", "words"),
-    [("test_vit", 8, "cannot take images of 8 pixels"), ("crossvit_tiny_240", 32, "cannot take images of 32 pixels")],
+    [
+        ("test_vit", 8, "views.size is 8: test_vit takes multiples of its patch, 16"),
+        ("test_vit", 30, "views.size is 30: test_vit takes multiples of its patch, 16"),
+        ("test_vit", 10**7, "views.size is 10000000: give at most 10000 pixels"),
+        ("crossvit_tiny_240", 32, "cannot take images of 32 pixels"),
+    ],
 )
 def test_a_size_that_does_not_fit_is_refused_when_the_network_is_built(name, size, words):
     with pytest.raises(ValueError, match=words) as refusal:

@@ -90,8 +90,8 @@ def test_every_bad_file_among_photographs_is_named_once_and_the_status_is_1(samp
         assert printed.count(str(folder / "odd" / name)) == 1
     assert printed.count(f"{folder}/odd") == len(bad)
     assert printed.count("no_pictures_here") == 1
-    assert "ignored: 2 hidden, 1 not a picture (.txt), 1 system" in printed
-    assert "sizes from 1 x 1 to " in printed
+    assert "ignored: 2 hidden, 1 other file (.txt), 1 system" in printed
+    assert "heights 1 to " in printed
     for mode in (
         "24 grey", "1 16-bit grey", "1 bilevel", "1 CMYK", "1 grey with transparency", "1 palette with transparency",
         "1 RGB with transparency",

@@ -116,6 +116,12 @@ def test_a_wrong_loss_of_a_file_is_answered_with_the_key_as_it_was_written(tmp_p
         (["shapes", "--method.loss.class_prior.help"], "method.loss.class_prior is a setting of Debiased, HardWeighted: --method.loss.help "
          "Debiased tells its meaning"),
         (["--method.stages.count.help"], " more: --method.stages.help AdaptiveCount tells its meaning"),
+        (["shapes", "--method.backbone", "resnet18d"], "method.backbone is resnet18d: did you mean --method.backbone.name resnet18d?"),
+        (["shapes", "--method.optimizer", "adamw"], "did you mean --method.optimizer.name adamw?"),
+        (["shapes", "--method.projector", "128"], "did you mean --method.projector.out 128?"),
+        (["shapes", "--views", "32"], "views is 32: did you mean --views.size 32?"),
+        (["shapes", "--views.view1", "5"], "views.view1 is 5: it has settings of its own, which --views.view1.help lists"),
+        (["shapes", "--method.adversary", "3"], "method.adversary is 3: it has settings of its own, which"),
         (["--epochs.help"], "epochs takes a whole number: `contrastneg pretrain --help` tells its meaning"),
         (["--method.stages.help", "int"], "there is no class 'int' here"),
         (["--method.help", "MoC"], "there is no class 'MoC' here: did you mean MoCo?"),

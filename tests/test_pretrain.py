@@ -243,6 +243,22 @@ def test_a_run_whose_loss_is_lost_ends_with_one_line_and_keeps_its_last_finite_c
     assert not (out / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    "words", ["DefaultCPUAllocator: can't allocate memory: you tried", "CUDA out of memory. Tried"]
+)
+def test_a_run_without_memory_for_a_step_ends_with_one_line_and_status_1(tmp_path, folder, capsys, monkeypatch, words):
+    from contrastneg.pretrain import StepSeed
+
+    def no_memory(self, trainer, module, batch, batch_idx):
+        raise RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] err == 0. {words}")
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", no_memory)
+    assert run(folder, *SMALL, "--epochs", 1, "--run", tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert "not enough memory for batch_size 8 at views.size 16" in said
+    assert said.count("\n") == 1
+
+
 def test_a_grey_encoder_trains_on_grey_images(tmp_path, folder):
     out = tmp_path / "run"
     arguments = ["--method.backbone.in_channels", 1, "--epochs", 1, "--knn_k", 3, "--run", out]
@@ -452,9 +468,10 @@ def test_a_finished_run_resumed_keeps_its_command_and_its_training_figures(tmp_p
     arguments = ["shapes", *SMALL, "--limit-images", 32, "--epochs", 1, "--final_scores", "false", "--run", out]
     summaries = []
     for todo in (arguments, ["--resume", out]):
-        process = start(*todo)
-        _, errors = process.communicate(timeout=100)
+        process = start(*todo, stdout=subprocess.PIPE)
+        printed, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
+        assert ("this run has finished its training: no step was taken" in printed) == (todo[0] == "--resume")
         summaries.append(json.loads((out / "summary.json").read_text()))
         (out / "summary.json").unlink()  # as if the first had been stopped during its scores
     assert summaries[0]["command"] == ["contrastneg", "pretrain", *map(str, arguments)]

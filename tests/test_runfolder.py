@@ -176,3 +176,12 @@ def test_local_paths_are_recorded_absolute_and_names_of_sets_as_they_are(tmp_pat
     assert lasting_address("x-{0..2}.tar") == str(tmp_path / "x-{0..2}.tar")
     for name in ("shapes", "cifar10", "hf:someone/somewhere", None):
         assert lasting_address(name) == name
+
+
+def test_32_bit_numbers_are_written_by_their_shortest_form_and_64_bit_ones_whole(tmp_path):
+    from contrastneg.runfolder import MetricsCsv
+
+    MetricsCsv(tmp_path / "m.csv", lambda: 0.0).log_metrics(
+        {"a": torch.tensor(0.1175).item(), "b": 0.1234567890123, "c": float("nan")}, step=0
+    )
+    assert (tmp_path / "m.csv").read_text().splitlines()[1].split(",")[-3:] == ["0.1175", "0.1234567890123", "nan"]

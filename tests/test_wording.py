@@ -11,3 +11,9 @@ from contrastneg.wording import duration
 )
 def test_a_time_span_is_told_in_the_unit_of_which_it_holds_two(seconds, words):
     assert duration(seconds) == words
+
+
+def test_a_score_is_rounded_alike_from_a_32_bit_number_and_from_a_64_bit_one():
+    from contrastneg.wording import percent
+
+    assert percent(100 * 0.1174999997019767) == percent(100 * 0.1175) == percent(11.75) == "11.8"

@@ -20,7 +20,7 @@ import torch
 from contrastneg.data.address import AddressError, short_name
 from contrastneg.data.imageset import ImageSet, Names
 from contrastneg.data.metadata import columns_of, label_column
-from contrastneg.data.trees import arrange, ignored_name, is_picture, other_file
+from contrastneg.data.trees import NO_PICTURE, arrange, ignored_name, is_picture, other_file
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".zip")
 SIDECARS = {"cls", "txt", "json"}
@@ -177,7 +177,7 @@ def _shards(base: ImageSet, listing: Listing, tars: list[str], labels: bool | No
 def _tree(base: ImageSet, listing: Listing, tars: list[str], labels: bool | None) -> ImageSet:
     pictures = sorted(listing.pictures, key=lambda picture: picture[0].split("/"))
     tree = arrange([picture[0] for picture in pictures], base.split, base.address, labels, unwrap=True)
-    others = [*listing.ignored, *((name, "not a picture (.cls, .txt, .json)") for _, name in listing.facts)]
+    others = [*listing.ignored, *((name, f"{NO_PICTURE} (.cls, .txt, .json)") for _, name in listing.facts)]
     ignored = Counter(why for name, why in others if tree.tells_of(name))
     return replace(
         _of_pictures(base, [pictures[i] for i in tree.positions], tars),

@@ -11,7 +11,7 @@ import torch
 
 from contrastneg.data.address import AddressError, name_of_path
 from contrastneg.data.imageset import ImageSet, Names
-from contrastneg.data.trees import arrange, ignored_name, is_picture, other_file
+from contrastneg.data.trees import arrange, ignored_name, is_picture, other_file, passed_over
 from contrastneg.wording import count_of
 
 
@@ -40,7 +40,7 @@ def open_folder(folder: Path, split: str, channels: int, labels: bool | None) ->
     """
     paths, others, empty = walk(folder)
     if not paths:
-        met = [f"{n:,} {what}" for what, n in sorted(Counter(why for _, why in others).items())]
+        met = passed_over(Counter(why for _, why in others))
         met += [count_of(len(empty), "folder")] if empty else []
         found = f"holds no pictures (met {', '.join(met)})" if met else "is empty"
         raise AddressError(f"{folder} {found}: give a folder with .jpg, .png or other pictures")

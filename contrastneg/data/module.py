@@ -25,6 +25,7 @@ from contrastneg.data.sources import ImageSet, UnreadableImage
 from contrastneg.data.views import Views, crop_pair, eval_crop, eval_view, finish_views, two_views
 from contrastneg.negatives.core import Facts
 from contrastneg.randomness import derive_seed, generator
+from contrastneg.wording import count_of
 
 EVAL_BATCH = 512
 log = logging.getLogger("contrastneg")
@@ -473,7 +474,7 @@ def check_steps(n_images: int, batch_size: int, world_size: int, drop_last: bool
     needed = batch_size * world_size if drop_last else 2 * world_size
     if n_images < needed:
         raise ValueError(
-            f"{n_images} images are fewer than one step needs ({needed} = "
-            f"{batch_size if drop_last else 2} per device x {world_size} devices, drop_last {drop_last}): "
+            f"{n_images} {'image is' if n_images == 1 else 'images are'} fewer than one step needs ({needed} = "
+            f"{batch_size if drop_last else 2} per device x {count_of(world_size, 'device')}, drop_last {drop_last}): "
             "lower batch_size or add images"
         )

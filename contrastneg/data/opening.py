@@ -1,21 +1,44 @@
 """The sets of a run: what is pretrained on, and what the encoder is scored on."""
 
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from contrastneg import distributed
 from contrastneg.config import Pretrain
 from contrastneg.data.scan import in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
 from contrastneg.randomness import generator
+from contrastneg.report.records import HELD_OUT_NOTE
 from contrastneg.wording import count_of
 
 MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
 BAD_IMAGES = "bad_images.txt"  # file of a run folder
 NAMED_IN_NOTE = 3  # bad pictures that the start card names
+SAY_EVERY = 10.0  # seconds between lines that say how far a scan is
+NONE_TO_ASK = "every class has a single labelled picture, so none can be asked about"
 HELD_OUT = 10  # without test images every 10th labelled image is asked about
+
+
+class ScanProgress:
+    """Says on standard error every few seconds, on a terminal or not, how far a scan is.
+
+    Args:
+        name: What is looked through.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self._due = name, time.monotonic() + SAY_EVERY
+
+    def __call__(self, done: int, count: int) -> None:
+        """Note that so many pictures are done."""
+        if time.monotonic() >= self._due and distributed.is_first_process():
+            self._due = time.monotonic() + SAY_EVERY
+            print(f"looked through {done:,} of {count:,} pictures of {self.name}", file=sys.stderr, flush=True)
 
 
 @runtime_checkable
@@ -104,9 +127,14 @@ def open_data(config: Pretrain) -> OpenedData:
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
-            f"no test images: every {HELD_OUT}th labelled image is asked about and the others answer; "
+            f"{HELD_OUT_NOTE}: every {HELD_OUT}th labelled image is asked about and the others answer; "
             "all of them were pretrained on or may have been, so compare such scores with each other only"
+            if len(queries)
+            else f"{NONE_TO_ASK}: the encoder is not scored (give a labelled set with --val)"
         )
+    if bank is not None and queries is not None:
+        bank, queries = (bank, queries) if len(queries) else (None, None)
+        notes += unanswered_notes(bank, queries)
     lines = [line for purpose, each in scanned.items() for line in under(purpose, each.lines)]
     notes = list(dict.fromkeys([*(note for each in scanned.values() for note in each.notes), *notes]))
     bad = [pair for each in scanned.values() for pair in each.bad]
@@ -184,13 +212,19 @@ def open_labelled(
     if test is not None and (queries is None or queries.labels is None):
         raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
     if queries is None or queries.labels is None or not bool((queries.labels >= 0).any()):
-        bank, queries = hold_out(bank, settings.seed)
+        whole_bank = bank
+        bank, queries = hold_out(whole_bank, settings.seed)
+        if len(queries) == 0:
+            bank = limited(whole_bank, "images", most, settings.seed, notes)
+            notes.append(f"{NONE_TO_ASK}: scores that need labels are left out")
+            return LabelledData(bank, bank, loading_of(bank, settings), notes)
         notes.append(
             f"no labelled test images: scores are tested on every {HELD_OUT}th labelled image and learn from the others; an encoder that "
             "was pretrained on this set has seen them all"
         )
     bank = limited(bank, "training images", most, settings.seed, notes)
     queries = limited(queries, "test images", most_asked, settings.seed, notes)
+    notes += unanswered_notes(bank, queries)
     both = {loading_of(bank, settings), loading_of(queries, settings)}
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
 
@@ -267,7 +301,8 @@ def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
         return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
-    report = scan(source, config.on_bad_image, whole=whole and config.on_bad_image == "skip")
+    progress = ScanProgress(f"{source.name} {source.split}")
+    report = scan(source, config.on_bad_image, progress, whole=whole and config.on_bad_image == "skip")
     notes, kept = [*source.notes], source
     if report.bad:
         kept = source.subset(report.usable)
@@ -289,12 +324,32 @@ def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:
 
 
 def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """A labelled set parted into bank and queries, at random but always in the same way."""
+    """A labelled set parted into bank and queries, at random but always in the same way.
+
+    One picture of each class always answers: no query's class is unknown to the bank. Where every class has a single picture
+    there are no queries.
+    """
     assert source.labels is not None
     labelled = (source.labels >= 0).nonzero().flatten()
     order = labelled[torch.randperm(len(labelled), generator=generator(seed, "hold_out"))]
-    n_queries = max(1, len(order) // HELD_OUT)
-    return source.subset(order[n_queries:].sort().values), source.subset(order[:n_queries].sort().values)
+    last = dict(zip(source.labels[order].tolist(), order.tolist(), strict=True))
+    stays = torch.isin(order, torch.tensor([*last.values()]))
+    asked = order[~stays][: max(1, len(order) // HELD_OUT)]
+    answering = labelled[~torch.isin(labelled, asked)]
+    return source.subset(answering), source.subset(asked.sort().values)
+
+
+def unanswered_notes(bank: ImageSet | None, queries: ImageSet | None) -> list[str]:
+    """How many images are asked about though no answering one is of their class, which no features can get right."""
+    if bank is None or queries is None or bank.labels is None or queries.labels is None:
+        return []
+    asked = queries.labels[queries.labels >= 0]
+    unknown = int((~torch.isin(asked, bank.labels)).sum())
+    return (
+        [f"the classes of {unknown:,} of {count_of(len(asked), 'asked image')} are not among the answering ones"]
+        if unknown
+        else []
+    )
 
 
 def loading_of(source: ImageSet, config: Reading) -> Literal["memory", "stream"]:

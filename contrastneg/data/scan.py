@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastneg.data.decode import Header, UnreadableImage
 from contrastneg.data.imageset import ImageSet, in_threads
+from contrastneg.data.trees import passed_over
 from contrastneg.wording import count_of
 
 DECODED_PIXELS = 20_000 * 224**2  # up to about this many pixels every picture is decoded: some 20 s on one core
@@ -34,10 +35,10 @@ class ScanReport:
     """Name and reason of each of the others."""
     decoded: bool
     """Whether every picture was decoded; else headers and end markers were read."""
-    smallest: tuple[int, int] | None
-    """Height and width of the usable picture with the fewest pixels."""
-    largest: tuple[int, int] | None
-    """Height and width of the usable picture with the most pixels."""
+    heights: tuple[int, int] | None
+    """Least and greatest height of the usable pictures."""
+    widths: tuple[int, int] | None
+    """Least and greatest width of the usable pictures."""
     uniform_size: tuple[int, int] | None
     """Height and width that all usable pictures share, or None."""
     modes: dict[str, int]
@@ -62,7 +63,7 @@ class ScanReport:
         else:
             lines.append(self._classes(self.class_counts))
         if self.ignored:
-            lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.ignored.items())))
+            lines.append("ignored: " + ", ".join(passed_over(self.ignored)))
         return lines
 
     def bad_lines(self, most: int | None = NAMED) -> list[str]:
@@ -80,10 +81,12 @@ class ScanReport:
         return "each decoded" if self.decoded else "headers and end markers read"
 
     def _sizes(self) -> str:
-        if self.smallest is None or self.largest is None:
+        if self.heights is None or self.widths is None:
             return "no sizes"
-        small, large = (f"{height} x {width}" for height, width in (self.smallest, self.largest))
-        sizes = f"all {small} pixels" if self.uniform_size else f"sizes from {small} to {large} pixels, height x width"
+        if self.uniform_size:
+            sizes = f"all {self.uniform_size[0]} x {self.uniform_size[1]} pixels"
+        else:
+            sizes = f"heights {_range(self.heights)}, widths {_range(self.widths)} pixels"
         modes = ", ".join(mode if len(self.modes) == 1 else f"{n:,} {mode}" for mode, n in self.modes.items())
         return f"{sizes}; {'all ' if len(self.modes) == 1 else ''}{modes}"
 
@@ -195,7 +198,6 @@ def _report(
     bad: list[tuple[str, str]],
     decoded: bool,
 ) -> ScanReport:
-    areas = sizes.prod(dim=1)
     counts, unlabelled = None, 0
     if source.labels is not None and source.classes is not None:
         labels = source.labels[usable]
@@ -207,8 +209,8 @@ def _report(
         usable=usable,
         bad=bad,
         decoded=decoded,
-        smallest=_size(sizes[areas.argmin()]) if len(usable) else None,
-        largest=_size(sizes[areas.argmax()]) if len(usable) else None,
+        heights=_ends(sizes[:, 0]) if len(usable) else None,
+        widths=_ends(sizes[:, 1]) if len(usable) else None,
         uniform_size=_size(sizes[0]) if len(usable) and bool((sizes == sizes[0]).all()) else None,
         modes=modes,
         class_counts=counts,
@@ -216,6 +218,15 @@ def _report(
         ignored=source.ignored,
         notes=source.notes,
     )
+
+
+def _ends(sides: Tensor) -> tuple[int, int]:
+    return int(sides.min()), int(sides.max())
+
+
+def _range(ends: tuple[int, int]) -> str:
+    least, most = ends
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _size(row: Tensor) -> tuple[int, int]:

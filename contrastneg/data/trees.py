@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -34,6 +34,7 @@ PICTURES = frozenset(
         "jp2",
     ]
 )
+NO_PICTURE = "not a picture"  # how the key of an ignored file begins; its suffix follows
 SYSTEM = frozenset(
     ["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found"]
 )
@@ -78,7 +79,17 @@ def is_picture(name: str) -> bool:
 def other_file(name: str) -> str:
     """The key under which a file that is no picture is counted."""
     suffix = PurePosixPath(name).suffix.lower()
-    return f"not a picture ({suffix})" if suffix else "not a picture (no suffix)"
+    return f"{NO_PICTURE} ({suffix})" if suffix else f"{NO_PICTURE} (no suffix)"
+
+
+def passed_over(counts: Mapping[str, int]) -> list[str]:
+    """What is no picture with its numbers, in words: "2 hidden", "1 other file (.txt)"."""
+    return [
+        f"{count_of(n, 'other file')}{what.removeprefix(NO_PICTURE)}"
+        if what.startswith(NO_PICTURE)
+        else f"{n:,} {what}"
+        for what, n in sorted(counts.items())
+    ]
 
 
 def arrange(paths: list[str], split: str, address: str, labels: bool | None, unwrap: bool = False) -> Arrangement:

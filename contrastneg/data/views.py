@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from contrastneg.checks import check_side
 from contrastneg.data.augment import blur_, blur_kernel_size, color_jitter_, crop_resize, grayscale_, solarize_
 from contrastneg.data.draws import Augment, Colors, Crops, draw_colors, draw_crops
 
@@ -48,7 +49,7 @@ class Views:
     """The recipe of both views."""
 
     size: int = 32
-    """Pixels per side of a view, at least 1."""
+    """Pixels per side of a view, from 1 to 10,000; for networks that cut images into patches a multiple of the patch."""
     view1: Augment = field(default_factory=Augment)
     """How the first view is made."""
     view2: Augment | None = None
@@ -59,8 +60,7 @@ class Views:
     """Standard deviation of each channel for pixels in [0, 1] (default: ImageNet)."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"views.size is {self.size}: give at least 1 pixel")
+        check_side(self.size)
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
             raise ValueError(
                 f"views.mean has {len(self.mean)} values and views.std {len(self.std)}: give 3 each (or 1 each)"

@@ -7,6 +7,7 @@ from typing import Any
 
 from contrastneg.report.plots import Chart, Level, Series, draw, time_axis
 from contrastneg.report.records import finite, number
+from contrastneg.wording import percent
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def columns_of(curve: Curve, metrics: Mapping[str, Column], axis: Axis) -> list[
 def baselines(rows: Sequence[dict[str, Any]]) -> list[Level]:
     """Final kNN scores of everything but the pretrained encoder."""
     scores = [(str(row.get("features", "?")), number(row.get("knn_top1"))) for row in rows[1:]]
-    return [Level(f"{name} {value:.1f}", value) for name, value in scores if math.isfinite(value)]
+    return [Level(f"{name} {percent(value)}", value) for name, value in scores if math.isfinite(value)]
 
 
 def remark(curve: Curve, levels: list[Level]) -> str:

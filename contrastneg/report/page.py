@@ -12,9 +12,9 @@ from contrastneg.report.curves import charts
 from contrastneg.report.evaluations import EvaluationTable, evaluation_tables
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
-from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
+from contrastneg.report.records import HELD_OUT_NOTE, Records, finite, number, read_records, shortfall, voters
 from contrastneg.report.templating import render
-from contrastneg.wording import duration
+from contrastneg.wording import count_of, duration, percent
 from contrastneg.writing import write_text
 
 
@@ -92,7 +92,7 @@ def build_page(records: Records, evaluations: Sequence[EvaluationTable] = ()) ->
         scores=[score(row, rows[0]) for row in rows],
         verdict=verdict(records, rows),
         table=score_rows(rows),
-        table_remark=table_remark(rows),
+        table_remark=table_remark(rows, asked_images(records)),
         charts=charts(records.metrics, rows),
         negatives=candidate_charts(records.metrics),
         negatives_remark=negatives_remark(records),
@@ -151,7 +151,7 @@ def facts(records: Records) -> list[str]:
     if math.isfinite(parameters := number(summary.get("parameters"))):
         found.append(f"{parameters:,.0f} parameters")
     if math.isfinite(epochs := number(config.get("epochs"))):
-        found.append(f"{epochs:.0f} {'epoch' if epochs == 1 else 'epochs'}")
+        found.append(length(int(epochs), config.get("max_steps"), records.metrics))
     if math.isfinite(batch := number(config.get("batch_size"))):
         found.append(f"batches of {batch:.0f}")
     if math.isfinite(seconds := number(summary.get("train_seconds"))):
@@ -163,17 +163,30 @@ def facts(records: Records) -> list[str]:
     return found
 
 
+def length(epochs: int, max_steps: int | None, metrics: dict[str, list[float | None]]) -> str:
+    """How long the run is: in epochs, or in optimizer steps where these end it earlier."""
+    reached = finite(metrics.get("step", []))
+    if max_steps is not None and reached and max(reached) + 1 >= max_steps:
+        return count_of(max_steps, "optimizer step")
+    return count_of(epochs, "epoch")
+
+
 def score(row: dict[str, Any], key: dict[str, Any]) -> Score:
     """A headline score: kNN, and how far the key score is above or below it."""
     value, name = number(row.get("knn_top1")), str(row.get("features", "?"))
-    if row is key:
-        remark = f"kNN top-1, k = {row.get('knn_k', '?')}"
-    else:
-        gain = number(key.get("knn_top1")) - value
-        remark = (
-            f"pretrained is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}" if math.isfinite(gain) else ""
-        )
-    return Score(name, f"{percent(value)} %" if math.isfinite(value) else "–", remark)
+    settings = f"kNN top-1, k = {row.get('knn_k', '?')}"
+    remark = settings if row is key else gain_remark(number(key.get("knn_top1")) - value)
+    return Score(name, f"{score_text(value)} %" if math.isfinite(value) else "–", remark)
+
+
+def gain_remark(gain: float) -> str:
+    """How far the key score is above another one, in points; nothing where one of them is missing."""
+    if not math.isfinite(gain):
+        return ""
+    points = percent(abs(gain))
+    if float(points) == 0:
+        return "pretrained is as high"
+    return f"pretrained is {points} points {'higher' if gain > 0 else 'lower'}"
 
 
 def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
@@ -185,7 +198,7 @@ def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
     if not epochs:
         return f"{state}; nothing is logged yet."
     knn_scores = finite(records.metrics.get("knn/top1", []))
-    knn = f"; last kNN top-1 while training: {100 * knn_scores[-1]:.1f} %" if knn_scores else ""
+    knn = f"; last kNN top-1 while training: {percent(100 * knn_scores[-1])} %" if knn_scores else ""
     return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
 
 
@@ -206,22 +219,28 @@ def score_rows(rows: list[dict[str, Any]]) -> list[TableRow]:
     return [
         TableRow(
             str(row.get("features", "?")),
-            percent(row.get("knn_top1")),
-            percent(row.get("knn_top5")) if ranked else None,
-            percent(row.get("linear_top1")),
+            score_text(row.get("knn_top1")),
+            score_text(row.get("knn_top5")) if ranked else None,
+            score_text(row.get("linear_top1")),
         )
         for row in rows
     ]
 
 
-def table_remark(rows: list[dict[str, Any]]) -> str:
+def asked_images(records: Records) -> str:
+    """What scores are taken on, as the notes of the run tell it."""
+    held_out = any(str(note).startswith(HELD_OUT_NOTE) for note in as_list(records.summary.get("notes")))
+    return "held-out images" if held_out else "test images"
+
+
+def table_remark(rows: list[dict[str, Any]], asked: str) -> str:
     """Settings of the kNN score, and the baselines in a sentence."""
     if not rows:
         return ""
     temperature = rows[0].get("knn_temperature", "?")
     return (
         f"kNN: weighted vote of the {voters(rows)} nearest training images at temperature {temperature}. Linear: a classifier on frozen"
-        " features. Both are scored on test images."
+        f" features. Both are scored on {asked}."
     )
 
 
@@ -240,16 +259,17 @@ def neighbour_remark(records: Records, rows: list[Row]) -> str:
         return f"Pretraining images (outlined) and the nearest of {searched} others {alike}. The number is the cosine."
     kinds = [near.kind for row in rows for near in row.near if near.kind != "unknown"]
     right = (
-        f" {kinds.count('right')} of {len(kinds)} shown neighbours have the test image's class (✓), the others do not (✗)."
+        f" {kinds.count('right')} of {len(kinds)} shown neighbours have the outlined image's class (✓), the others do not (✗)."
         if kinds
         else ""
     )
-    return f"Test images (outlined) and their nearest training images {alike}.{right} The number is the cosine."
+    asked = sentence(asked_images(records)).rstrip(".")
+    return f"{asked} (outlined) and their nearest training images {alike}.{right} The number is the cosine."
 
 
-def percent(value: Any) -> str:
-    """A score in percent with two decimals; a dash where there is none."""
-    return f"{number(value):.2f}" if math.isfinite(number(value)) else "–"
+def score_text(value: Any) -> str:
+    """A score in percent; a dash where there is none."""
+    return percent(number(value)) if math.isfinite(number(value)) else "–"
 
 
 def plain_text(value: Any) -> str:

@@ -11,7 +11,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 350, 12, 176  # edges of the plotting area
 MAX_POINTS = 300  # longer series are averaged in runs of neighbours: more points than pixels only cost bytes
 MAX_HOVERS = 60
 STAGE_STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")  # of colour and dashes, see page.css
-LABEL_GAP = 12  # least distance of two labels of levels, in the chart's units
+LABEL_GAP = 14  # least distance of two labels of levels, in the chart's units
 
 Point = tuple[float, float]
 
@@ -98,10 +98,12 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     Args:
         low: Smallest value, finite.
-        high: Largest value, finite, at least ``low``; equal ends are widened.
+        high: Largest value, finite, at least ``low``; equal ends are widened, those at 0 upwards only.
         count: Wanted number of ticks, at least 2.
     """
-    if high <= low:
+    if low == high == 0:
+        high = 1.0
+    elif high <= low:
         margin = abs(low) * 0.05 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / (count - 1)
@@ -235,11 +237,16 @@ def describe(title: str, unit: str, x_unit: str, series: Series, points: list[Po
 
 
 def draw_levels(levels: list[tuple[float, str]]) -> list[DrawnLevel]:
-    """Levels from top to bottom, with labels above their lines unless that would cover another label."""
-    drawn: list[DrawnLevel] = []
-    free = float(TOP)
-    for y, label in sorted(levels):
-        label_y = max(y - 4, free)
-        drawn.append(DrawnLevel(round(y, 1), round(label_y, 1), label))
-        free = label_y + LABEL_GAP
-    return drawn
+    """Levels from top to bottom, with labels above their lines unless that would cover another label or leave the chart."""
+    sorted_levels = sorted(levels)
+    places: list[float] = []
+    for y, _ in sorted_levels:
+        places.append(max(y - 4, places[-1] + LABEL_GAP if places else TOP))
+    lowest = BOTTOM - 4.0
+    for place in reversed(range(len(places))):  # labels pushed out at the bottom push those above them up
+        places[place] = min(places[place], lowest)
+        lowest = places[place] - LABEL_GAP
+    return [
+        DrawnLevel(round(y, 1), round(label_y, 1), label)
+        for (y, label), label_y in zip(sorted_levels, places, strict=True)
+    ]

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from contrastneg.wording import percent
+
 
 @dataclass(frozen=True)
 class Records:
@@ -120,6 +122,7 @@ def voters(rows: Sequence[dict[str, Any]]) -> str:
     return " or ".join(dict.fromkeys(str(row.get("knn_k", "?")) for row in rows))
 
 
+HELD_OUT_NOTE = "no test images"  # how the note of a run begins that held its asked images out of the others
 COMPARED = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
 
@@ -127,12 +130,15 @@ def shortfall(rows: Sequence[dict[str, Any]]) -> str:
     """One sentence on where the pretrained encoder is not better than a baseline; empty where it is everywhere.
 
     Compares kNN top-1 and linear top-1 of the first row with those of every other row; a score must be higher to be better,
-    and one that is missing is not compared.
+    and one that is missing is not compared. Where all of them are 0 there is nothing to compare.
     """
+    known = [score for row in rows for key, _ in COMPARED if math.isfinite(score := number(row.get(key)))]
+    if known and not any(known):
+        return "every score is 0, those of the baselines, too: they cannot tell one encoder from another"
     parts = []
     for row in rows[1:]:
         pairs = [(name, number(rows[0].get(key)), number(row.get(key))) for key, name in COMPARED]
-        lost = [f"{name} {own:.1f} against {other:.1f} %" for name, own, other in pairs if own <= other]
+        lost = [f"{name} {percent(own)} against {percent(other)} %" for name, own, other in pairs if own <= other]
         if lost:
             name = str(row.get("features", "?"))
             parts.append(f"{name if name == 'raw pixels' else f'the {name}'} ({', '.join(lost)})")

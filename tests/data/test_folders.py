@@ -142,7 +142,7 @@ def test_addresses_that_are_no_set_are_refused_in_one_line_that_says_what_they_a
         f"{tmp_path}/x.png": f"single picture: give the folder it lies in \\({tmp_path}\\)",
         f"{tmp_path}/texts/a.csv": "a file of no known kind",
         f"{tmp_path}/empty": "empty is empty: give a folder with",
-        f"{tmp_path}/texts": r"holds no pictures \(met 1 not a picture \(.csv\), 1 folder\)",
+        f"{tmp_path}/texts": r"holds no pictures \(met 1 other file \(.csv\), 1 folder\)",
         f"{tmp_path}/loop": "does not exist",
         f"{tmp_path}/{'n' * 300}": "cannot be looked at .File name too long",
         "~no-such-user/x": "cannot be looked at .Could not determine home",

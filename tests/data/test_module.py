@@ -107,7 +107,7 @@ def test_the_same_seed_gives_other_views_from_memory_than_from_a_stream(pictures
 def test_too_few_images_are_refused_with_all_the_numbers(pictures):
     from contrastneg.data.module import check_steps
 
-    with pytest.raises(ValueError, match=r"10 images are fewer than one step needs \(16 = 16 per device x 1 devices"):
+    with pytest.raises(ValueError, match=r"10 images are fewer than one step needs \(16 = 16 per device x 1 device,"):
         check_steps(10, 16, 1, True)
     with pytest.raises(ValueError, match=r"20 images .* \(32 = 16 per device x 2 devices, drop_last True\)"):
         check_steps(20, 16, 2, True)

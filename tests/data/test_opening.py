@@ -133,6 +133,39 @@ def test_holding_out_is_the_same_every_time_and_another_with_another_seed(tmp_pa
     assert min(first) >= 10
 
 
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_class_of_a_single_picture_is_never_asked_about(tmp_path, pictures):
+    for name in "abcdefghijkl":
+        paint(tmp_path / name, 1)
+    paint(tmp_path / "m", pictures)
+    sets = opened(tmp_path)
+    if pictures == 1:
+        assert (sets.bank, sets.queries) == (None, None)
+        assert any("every class has a single labelled picture" in note for note in sets.notes)
+    else:
+        assert (len(sets.bank), sets.queries.labels.tolist()) == (13, [12])
+        assert not any("not among the answering ones" in note for note in sets.notes)
+
+
+def test_images_whose_class_no_answering_image_has_are_counted(tmp_path):
+    for name in "abcd":
+        paint(tmp_path / "train" / name, 3)
+        paint(tmp_path / "val" / name, 2)
+    told = [note for note in opened(tmp_path, "--limit-images", 3).notes if "answering" in note]
+    assert told == ["the classes of 2 of 8 asked images are not among the answering ones"]
+
+
+def test_a_scan_that_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    from contrastneg.data import opening
+
+    paint(tmp_path / "flat", 3)
+    opened(tmp_path / "flat")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(opening, "SAY_EVERY", 0.0)
+    opened(tmp_path / "flat")
+    assert "looked through 3 of 3 pictures of flat train" in capsys.readouterr().err
+
+
 def test_bad_images_are_counted_and_a_few_are_named_once_per_split(tmp_path):
     for split in ("train", "val"):
         for name in "ab":

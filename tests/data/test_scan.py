@@ -62,9 +62,9 @@ def test_sizes_and_classes_are_reported(tmp_path):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.new("RGB", (side, 8)).save(tmp_path / name / f"{side}.png")
     report = scan(open_source(str(tmp_path)), "raise")
-    assert (report.smallest, report.largest, report.uniform_size) == ((8, 8), (8, 30), None)
+    assert (report.heights, report.widths, report.uniform_size) == ((8, 8), (8, 30), None)
     assert report.class_counts == {"a": 2, "b": 1}
-    assert report.lines()[1] == "sizes from 8 x 8 to 8 x 30 pixels, height x width; all RGB"
+    assert report.lines()[1] == "heights 8, widths 8 to 30 pixels; all RGB"
 
 
 @pytest.mark.parametrize("limit", [None, 0])

@@ -131,13 +131,13 @@ def test_the_key_score_stands_beside_its_baselines(run: Path) -> None:
     text = " ".join(Elements(page_of(run)).text.split())
     assert "MoCo on shapes" in text
     head = text[text.index("MoCo on shapes encoder") : text.index("features")]
-    assert re.search(r"71\.25 %.*36\.10 %.*35\.1 points higher.*28\.05 %.*43\.2 points higher", head)
+    assert re.search(r"71\.2 %.*36\.1 %.*35\.1 points higher.*28\.1 %.*43\.2 points higher", head)
     assert "k = 20" in head
     assert "temperature 0.07" in text
 
 
 def test_the_table_shows_a_missing_score_as_a_dash(run: Path) -> None:
-    assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page_of(run))
+    assert re.search(r"raw pixels</th><td class=\"number\">28\.1</td><td class=\"number\">–</td>", page_of(run))
 
 
 def test_a_top_5_score_and_the_neighbours_that_voted_are_shown_where_they_are_recorded(run: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_top_5_score_and_the_neighbours_that_voted_are_shown_where_they_are_re
     (run / "summary.json").write_text(json.dumps(summary))
     page = page_of(run)
     assert re.search(r">kNN top-5 \(%\)</th>", page)
-    assert re.search(r"pretrained encoder</th><td class=\"number\">71\.25</td><td class=\"number\">93\.50</td>", page)
-    assert re.search(r"raw pixels</th><td class=\"number\">28\.05</td><td class=\"number\">–</td>", page)
+    assert re.search(r"pretrained encoder</th><td class=\"number\">71\.2</td><td class=\"number\">93\.5</td>", page)
+    assert re.search(r"raw pixels</th><td class=\"number\">28\.1</td><td class=\"number\">–</td>", page)
     assert "18 or 20 nearest" in page
 
 
@@ -169,6 +169,21 @@ def test_a_run_that_is_not_better_by_either_score_says_so_once_and_as_the_run_di
     )
     assert page.count("is not better than") == 1
     assert page.count("<li>one</li>") == 1
+
+
+def test_equal_scores_held_out_images_and_a_run_that_steps_ended_are_told_as_they_are(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary["table"][1]["knn_top1"] = summary["table"][0]["knn_top1"]
+    summary["notes"] = ["no test images: every 10th labelled image is asked about"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": 100, "max_steps": 40}))
+    text = " ".join(Elements(page_of(run)).text.split())
+    assert "pretrained is as high" in text
+    assert "0.0 points" not in text
+    assert "Both are scored on held-out images." in text
+    assert "40 optimizer steps" in text
+    assert "100 epochs" not in text
 
 
 def test_pictures_without_labels_are_shown_without_classes(run: Path) -> None:
@@ -361,7 +376,7 @@ def test_a_missing_or_damaged_record_costs_only_its_sections(run: Path, name: st
     if name != "pictures.npz":
         assert page.count("<img") == 2 * 12 + 12 * 7
     if name != "summary.json":
-        assert "71.25" in page
+        assert "71.2 %" in page
 
 
 def test_an_empty_folder_gives_a_page_of_sentences(tmp_path: Path) -> None:
@@ -402,6 +417,7 @@ def test_large_pictures_and_long_runs_stay_below_5_mb(run: Path) -> None:
         (0.0, 97.0, [0.0, 50.0, 100.0]),
         (0.0, 0.004, [0.0, 0.001, 0.002, 0.003, 0.004]),
         (0.99, 0.99, [0.9, 0.95, 1.0, 1.05]),
+        (0.0, 0.0, [0.0, 0.5, 1.0]),
     ],
 )
 def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
@@ -411,11 +427,14 @@ def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expecte
 
 
 def test_labels_of_near_levels_do_not_cover_each_other() -> None:
-    from contrastneg.report.plots import LABEL_GAP, draw_levels
+    from contrastneg.report.plots import BOTTOM, LABEL_GAP, draw_levels
 
     levels = draw_levels([(101.0, "b"), (100.0, "a"), (50.0, "c")])
     assert [level.label for level in levels] == ["c", "a", "b"]
     assert levels[2].label_y - levels[1].label_y >= LABEL_GAP
+    lowest, above = sorted((level.label_y for level in draw_levels([(BOTTOM, "a"), (BOTTOM, "b")])), reverse=True)
+    assert lowest < BOTTOM  # not among the labels of the horizontal axis
+    assert lowest - above >= LABEL_GAP
 
 
 @pytest.fixture

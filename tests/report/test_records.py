@@ -32,6 +32,14 @@ def test_an_encoder_must_be_better_than_each_baseline_by_knn_and_by_linear_score
     assert told == (words and f"the pretrained encoder is not better than {words}: train longer, or look for a fault")
 
 
+def test_scores_that_are_all_0_ask_for_no_longer_training():
+    from contrastneg.report.records import shortfall
+
+    told = shortfall(rows_of((0, 0), (0, 0), (0, 0)))
+    assert told.startswith("every score is 0, those of the baselines, too")
+    assert "train longer" in shortfall(rows_of((0, 0), (0, 5), (0, 0)))
+
+
 def test_without_scores_there_is_nothing_to_say():
     from contrastneg.report.records import shortfall
 
