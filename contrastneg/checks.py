@@ -208,7 +208,9 @@ def _is_of(setting: Any, kind: Any) -> bool:
         return whole and all(_is_of(part, get_args(kind)[0]) for part in setting)
     if kind in (int, float):
         return isinstance(setting, Real)
-    ours = kind in WORDS or is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, (Checked, Schedule)))
+    if not isinstance(kind, type):
+        return True
+    ours = kind in WORDS or is_dataclass(kind) or issubclass(kind, (Checked, Schedule))
     return isinstance(setting, kind) if ours else True
 
 

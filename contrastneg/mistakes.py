@@ -29,7 +29,7 @@ from contrastneg.wording import closest
 
 HOMES = {pl.LightningModule: "method", Objective: "method.loss", Stage: "method.stages", InputMix: "method.mixing"}
 CATALOGUED = (Stage, Objective)
-ONE_OF = {Stage: "a stage"}
+ONE_OF: dict[type, str] = {Stage: "a stage"}
 
 MEANT = ("name", "size", "out")  # settings of a record that a value in its place is taken for
 
