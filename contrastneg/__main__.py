@@ -40,7 +40,10 @@ def run_pretrain(arguments: list[str]) -> int:
     except Interrupted as stop:  # it has said so itself
         ignore_signals()
         return 128 + stop.signum
-    except (Diverged, OutOfMemory) as stop:
+    except OutOfMemory as stop:  # of any process, perhaps of this one alone
+        print(f"contrastneg: {stop}", file=sys.stderr)
+        return 1
+    except Diverged as stop:
         if is_first_process():
             print(f"contrastneg: {stop}", file=sys.stderr)
         return 1

@@ -5,14 +5,21 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from contrastneg.schedules import LOOKED_AT, Schedule, value
 from contrastneg.wording import closest
 
-WORDS = {int: "a whole number", float: "a number", str: "text", NoneType: "None", Schedule: "a schedule"}
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "None",
+    Schedule: "a schedule",
+}
 
 LARGEST_SIDE = 10_000  # pixels; networks that try one picture when they are made could not take larger ones, either
 
@@ -207,7 +214,7 @@ def _is_of(setting: Any, kind: Any) -> bool:
         whole = isinstance(setting, Collection) and not isinstance(setting, (str, Mapping))
         return whole and all(_is_of(part, get_args(kind)[0]) for part in setting)
     if kind in (int, float):
-        return isinstance(setting, Real)
+        return isinstance(setting, Integral if kind is int else Real) and not isinstance(setting, bool)
     if not isinstance(kind, type):
         return True
     ours = kind in WORDS or is_dataclass(kind) or issubclass(kind, (Checked, Schedule))

@@ -126,7 +126,7 @@ def test_needs_come_from_the_classes():
     assert needs_of(OracleSameLabel) == ["the image behind each candidate", "true labels (oracle)"]
     assert needs_of(OracleClassSize) == ["true labels (oracle)"]
     for of_columns in (MetadataTiers, RelatedSubset, RelatedWeight):
-        assert needs_of(of_columns) == ["image indices", "a metadata column"]
+        assert needs_of(of_columns) == ["the image behind each candidate", "a metadata column"]
     assert needs_of(ColumnSize) == ["a metadata column"]
 
 

@@ -468,7 +468,7 @@ def test_a_finished_run_resumed_keeps_its_command_and_its_training_figures(tmp_p
     arguments = ["shapes", *SMALL, "--limit-images", 32, "--epochs", 1, "--final_scores", "false", "--run", out]
     summaries = []
     for todo in (arguments, ["--resume", out]):
-        process = start(*todo, stdout=subprocess.PIPE)
+        process = start(*todo)
         printed, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
         assert ("this run has finished its training: no step was taken" in printed) == (todo[0] == "--resume")

@@ -139,6 +139,12 @@ def notes_of(runs: Sequence[tuple[str, Evaluation]]) -> list[str]:
     ):
         if len({str(evaluation.context.get(name)) for _, evaluation in runs}) > 1:
             notes.append(f"the runs differ in {what}: differences are not of the encoders alone")
+    values = runs[0][1].values
+    group = values.get(GROUP)
+    if group is not None and any(rows.shape != group.shape for key, rows in values.items() if key.startswith(ENCODER)):
+        notes.append(
+            "not all test images could be read: differences resample single images, not those of one origin together"
+        )
     same: dict[tuple[str, str], list[str]] = {}
     for name, evaluation in runs:
         same.setdefault((str(evaluation.context["weights"]), str(evaluation.context["layer"])), []).append(name)

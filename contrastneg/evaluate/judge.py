@@ -162,6 +162,9 @@ def encoders_of(config: Evaluate, subject: Subject) -> dict[str, nn.Module]:
 
 def context_of(config: Evaluate, subject: Subject, address: str, opened: LabelledData) -> dict[str, Any]:
     """What all numbers of an evaluation share."""
+    group = group_column(
+        opened.queries, config.group
+    )  # refuses a name that is not there, also where nothing is labelled
     return {
         "encoder": config.encoder,
         "name": subject.name,
@@ -178,7 +181,7 @@ def context_of(config: Evaluate, subject: Subject, address: str, opened: Labelle
         "bank_fingerprint": fingerprint(opened.bank),
         "queries_fingerprint": fingerprint(opened.queries),
         "split": opened.queries.split,
-        "group": group_column(opened.queries, config.group) if opened.labelled else None,
+        "group": group if opened.labelled else None,
         "classes": len(opened.bank.classes or []),
         "precision": config.precision,
         "half": config.half,
