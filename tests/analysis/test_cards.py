@@ -243,9 +243,9 @@ def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
     ("samplers", "settings", "message"),
     [
         ({}, {}, "samplers is empty"),
-        ({"a": [SamplingCorrection()]}, {}, "sampler a: .*SamplingCorrection needs 'log_prob'"),
+        ({"a": [SamplingCorrection()]}, {}, "sampler a: .*SamplingCorrection needs the probability of each draw"),
         ({"a": [MetadataTiers([Tier("place")])]}, {}, "sampler a: .*asks for the column 'place'"),
-        ({"a": [SupportViews()]}, {}, "sampler a: .*needs 'support'"),
+        ({"a": [SupportViews()]}, {}, "sampler a: .*SupportViews needs further views of each image"),
         ({"a": [OracleSameLabel()]}, {"labelled": False}, "sampler a: .*labels"),
         ({"a": [HardestSubset(50)]}, {}, "sampler a: .*is 50 but"),
         ({"a": []}, {"temperature": 0.0}, "temperature is "),
