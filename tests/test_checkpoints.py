@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -47,8 +48,18 @@ def test_an_encoder_is_small_and_opens_by_its_name(name, monkeypatch):
         assert subject.network(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
 
 
+@pytest.fixture(scope="module")
+def tenth_of_cifar10(shared, tmp_path_factory):
+    """The first 5,000 training and 1,000 test images, so that not all 60,000 are decoded."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    for split, count in (("train", 5000), ("test", 1000)):
+        rows = parquet.read_table(shared / "data" / "cifar10" / f"{split}.parquet").slice(0, count)
+        parquet.write_table(rows, folder / f"{split}.parquet")
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_encoder_of_a_card_scores_about_what_the_card_tells(name, shared, monkeypatch, tmp_path):
+def test_the_encoder_of_a_card_scores_about_what_the_card_tells(name, tenth_of_cifar10, monkeypatch, tmp_path):
     from contrastneg.evaluate.judge import evaluate
     from contrastneg.evaluate.settings import Evaluate
 
@@ -59,11 +70,9 @@ def test_the_encoder_of_a_card_scores_about_what_the_card_tells(name, shared, mo
     }
     settings = Evaluate(
         encoder=f"checkpoints/{name}",
-        data=str(shared / "data" / "cifar10"),
+        data=str(tenth_of_cifar10),
         protocols=("logistic",),
         baselines=False,
-        limit_images=5000,
-        limit_test_images=1000,
         out=tmp_path,
     )
     [(_, found)] = evaluate(settings)
