@@ -70,14 +70,14 @@ class Material:
         return [need for need in sorted(needs) if not there[need]]
 
 
-def rows_asked(
-    embeddings: Float[Tensor, "N D"], labels: Int64[Tensor, " N"] | None, queries: int, seed: int
-) -> Int64[Tensor, " Q"]:
+def rows_asked(material: Material) -> Int64[Tensor, " Q"]:
     """Rows that any measure asks about: those drawn from all images, and those drawn where classes are compared."""
-    rows = ask(embeddings, queries=queries, seed=seed).rows
-    if labels is None:
+    x = material.embeddings
+    rows = ask(x, **material.asked).rows
+    try:
+        by_class = ask_by_class(x, material.classes, **material.asked)
+    except ValueError:  # too few images for clusters: sections that compare classes are left out for the same reason
         return rows
-    by_class = ask_by_class(embeddings, labels, queries=queries, seed=seed)
     return torch.cat([rows, by_class.position[by_class.rows]]).unique()
 
 

@@ -97,31 +97,28 @@ def embedded(
     assert features.position is not None
     check_embeddings(features.x, source, features.position)
     labels = features.labels if two_of_a_class(features.labels) else None
-    rows = rows_asked(features.x, labels, config.queries, config.seed)
-    say(f"a second view of {len(rows):,} of them")
-    positives = features.x.clone()
-    positives[rows] = second_views(encoder, data, features.position[rows], device, dtype, seed=config.seed)
     further = []
     for other in others:
         say(f"embeddings by {other.address}")
         network = other.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = cache.features(network, data_of(config, other, source), "train", key, device, dtype)
         further.append(found.x)
-    columns = source.subset(features.position).columns
     names = [printable(name) for name in source.classes or []]
-    clusters = config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0)
     material = Material(
         features.x,
-        positives,
+        features.x.clone(),
         labels,
         names,
-        clusters,
+        config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0),
         config.queries,
         config.temperature,
         config.seed,
-        columns,
+        source.subset(features.position).columns,
         further,
     )
+    rows = rows_asked(material)
+    say(f"a second view of {len(rows):,} of them")
+    material.positives[rows] = second_views(encoder, data, features.position[rows], device, dtype, seed=config.seed)
     return data, material, features.position
 
 

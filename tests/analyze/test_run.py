@@ -63,7 +63,30 @@ def test_tables_are_those_of_the_measures_on_the_embeddings_themselves(whole):
     bins = analysis.hardness_bins(material.embeddings, source.labels, queries=48, seed=0)
     pd.testing.assert_frame_equal(found.tables["hardness"]["hardness_bins"], bins)
     moved = (material.positives != material.embeddings).any(dim=1).nonzero().flatten()
-    assert moved.tolist() == rows_asked(material.embeddings, source.labels, 48, 0).tolist()  # and no other row
+    assert moved.tolist() == rows_asked(material).tolist()  # and no other row
+
+
+def test_without_labels_every_query_of_the_clusters_has_a_second_view(whole):
+    from contrastneg.analysis.queries import ask, ask_by_class
+    from contrastneg.analyze.opening import images_of, subject_of
+    from contrastneg.analyze.run import embedded
+    from contrastneg.analyze.settings import Analyze
+
+    run, folder, _ = whole
+    config = Analyze(
+        encoder=str(run), **QUICK, unlabelled=True, clusters=200
+    )  # some of one image: nothing asks about it
+    subject, layer = subject_of(config, str(run))
+    source, _ = images_of(config, "shapes", 3)
+    _, material, _ = embedded(config, [subject], layer, source, folder, lambda line: None)
+    drawn, compared = (
+        ask(material.embeddings, queries=48, seed=0),
+        ask_by_class(material.embeddings, material.classes, queries=48, seed=0),
+    )
+    assert drawn.rows.tolist() != compared.rows.tolist()
+    moved = (material.positives != material.embeddings).any(dim=1)
+    assert bool(moved[drawn.rows].all())
+    assert bool(moved[compared.position[compared.rows]].all())
 
 
 def test_answers_hold_numbers_of_the_tables(whole):
