@@ -100,7 +100,8 @@ def sampler_cards(
 
     Each sampler is a list of stages of :mod:`contrastneg.negatives`, in any combination that a method could have. They run
     on the table of all candidates as at the end of training: schedules at their end, warm-ups over, graphs and clusters
-    made of these embeddings, memories filled with them. With w the weights that a sampler leaves and S its table,
+    made of these embeddings, memories filled with them. Candidates that a stage attracts are no negatives: they count as
+    those that are removed. With w the weights that a sampler leaves and S its table,
 
     .. math:: P_{ij} = \frac{w_{ij} e^{s_{ij}/t}}{e^{s_{i+}/t} + \sum_{l \in S} w_{il} e^{s_{il}/t}} \qquad
         r_{ij} = P_{ij} \Big/ \sum_{l \in S} P_{il}
@@ -327,7 +328,7 @@ class _Bench:
     def images(self, table: Negatives) -> Bool[Tensor, "b N"]:
         """Which images are kept for each query."""
         image = table.key_id.expand_as(table.similarity)
-        kept = (table.kept & (image >= 0)).to(torch.uint8)
+        kept = (table.repelled & (image >= 0)).to(torch.uint8)
         found = torch.zeros(len(image), len(self.asked.x), dtype=torch.uint8)
         return found.scatter_reduce_(1, image.clamp(min=0), kept, "amax").bool()
 
@@ -407,7 +408,7 @@ class _Tally:
     def add(self, view: _View, after: Negatives, seconds: float, start: int) -> None:
         """Measure a sampler's table, that of the queries from ``start`` on."""
         self.seconds += seconds
-        kept, similarity = after.kept, after.similarity.detach()
+        kept, similarity = after.repelled, after.similarity.detach()
         image = after.key_id.expand_as(similarity)
         shown = kept & (image >= 0)
         same = torch.zeros_like(kept) if view.own is None else shown & _same(self.bench, view.own, after)
@@ -472,6 +473,7 @@ def _gradient(after: Negatives, temperature: float) -> tuple[Tensor, Tensor, Ten
     """Share of each candidate in the gradient, probability of all of them, and length of their gradient per query."""
     own = after.positive_similarity.detach()[:, None] / temperature
     logits = after.similarity.detach() / temperature + after.log_weight.detach()
+    logits = logits.masked_fill(~after.repelled, -torch.inf)
     law = torch.cat([own, logits], dim=1).softmax(dim=1)[:, 1:]
     push = law.sum(dim=1)
     # the graph of the whole table is asked once for each sampler

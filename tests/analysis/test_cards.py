@@ -128,6 +128,15 @@ def test_the_oracle_leaves_no_false_negative_and_every_true_one():
     assert row.oracle
 
 
+def test_attracted_candidates_are_no_negatives():
+    x, label, positive = cloud()
+    samplers = {"attracting": [OracleSameLabel(action="attract")], "removing": [OracleSameLabel()]}
+    told = sampler_cards(x, positive, samplers, label, temperature=T).drop(columns=["sampler", "milliseconds"])
+    assert told.same_class[0] == 0
+    pd.testing.assert_series_equal(told.iloc[0], told.iloc[1], check_names=False)
+    assert sampler_agreement(x, positive, samplers, label).jaccard[0] == 1
+
+
 def test_mixes_are_no_images_and_lie_among_the_hardest():
     made = card({"mixed": [MoCHi(pool=4, pair_mixes=10, query_mixes=5, warmup_epochs=3.0)]}).iloc[0]
     plain = card({"all": []}).iloc[0]
