@@ -28,7 +28,6 @@ from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives import (
     Clock,
     Facts,
-    GlobalQuantile,
     HardestSubset,
     HardnessBand,
     HardnessWeight,
@@ -74,7 +73,7 @@ def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[s
         "hard-weighted": [HardnessWeight()],
         "mixes": [mixes],
         "without own cluster": [SameCluster(clusters=(clusters,), acceptance=1.0)],
-        "without top 1 %": [GlobalQuantile(share=0.01)],
+        "without top 1 %": [HardnessBand(lower=0.01, upper=1.0)],
         "without own cluster, mixes": [SameCluster(clusters=(clusters,), acceptance=1.0), mixes],
     }
     return {**found, "oracle": [OracleSameLabel()]} if labels else found
@@ -135,7 +134,7 @@ def sampler_cards(
         support: Embeddings of S further views of each image, for stages that ask for them.
         temperature: t above 0, also that of the stages that take the method's.
         hard: The hardest candidates, as a share of all, rounded up; between 0 and 1.
-        visits: Times that each query is met in training before it is measured. What learns or counts from steps (thresholds,
+        visits: Times that each query is met in training before it is measured, at least 0. What learns or counts from steps (thresholds,
             hit rates, learned banks and policies) is untrained at 0; nothing else changes.
         epochs: Length of the run at whose end stages are looked at.
         candidates: Images that are candidates at most, drawn by the seed; a queue would hold as many.
@@ -265,6 +264,8 @@ class _Bench:
             raise ValueError("samplers is empty: give at least one list of stages")
         check_above_0("candidates", candidates)
         check_above_0("epochs", epochs)
+        if visits < 0:
+            raise ValueError(f"visits is {visits}: give at least 0")
         order = torch.randperm(len(asked.x), generator=generator(seed, "pool"))
         clock = Clock(1, 1, float(epochs), seed, temperature=temperature)
         bench = cls(asked, order[:candidates].sort().values, support, clock, {})

@@ -231,10 +231,11 @@ def test_candidates_may_be_a_part_of_the_images():
 
 def test_usual_samplers_can_all_be_run_and_only_the_oracle_uses_labels():
     x, label, positive = cloud()
-    table = sampler_cards(x, positive, usual_samplers(40, 4), label, visits=2).set_index("sampler")
+    table = sampler_cards(x, positive, usual_samplers(40, 4), label).set_index("sampler")
     assert table.oracle[table.oracle].index.tolist() == ["oracle"]
     assert "oracle" not in usual_samplers(40, 4, labels=False)
     assert len(table) == 12
+    assert (table.kept["all"], table.kept["without top 1 %"]) == (39, 38)
 
 
 def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
@@ -260,6 +261,7 @@ def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
         ({"a": []}, {"temperature": 0.0}, "temperature is "),
         ({"a": []}, {"hard": 1.0}, "hard is 1.0"),
         ({"a": []}, {"candidates": 0}, "candidates is "),
+        ({"a": []}, {"visits": -1}, "visits is -1"),
         ({"a": []}, {"columns": {"place": [1, 2]}}, "columns has 2 entries for place"),
         ({"a": []}, {"support": torch.ones(39, 2, 6)}, "support has views of 39 images but there are 40"),
     ],
