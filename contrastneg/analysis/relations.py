@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, ratio
+from contrastneg.analysis.errors import clustered_error, columns_of, ratio
 from contrastneg.analysis.queries import QUERIES, Asked, Embeddings, ask_by_class, ask_either, check_above_0
 from contrastneg.negatives.groups import group_codes
 
@@ -119,7 +119,7 @@ def background_effect(
         for at, (value, _) in zip((0, 3), means, strict=True)
     )
     influence = at_here - at_else
-    error = float((len(found) / max(1, len(found) - 1) * influence.square().sum()).sqrt())
+    error = float(clustered_error(influence))
     values = {**columns_of("here", means[0]), **columns_of("elsewhere", means[1])}
     return asked.table(
         {
