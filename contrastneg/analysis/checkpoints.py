@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import clustered_error, columns_of, mean
+from contrastneg.analysis.errors import NORMAL, clustered_error, columns_of, mean
 from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
@@ -31,7 +31,6 @@ Checkpoint = tuple[Embeddings, Positives]
 Order = Literal["easy first", "hard first", "random", "all"]
 PACING = {"root": 0.5, "linear": 1.0, "quadratic": 2.0}
 DECILES = 10
-NORMAL = 1.959964  # of a 95 % interval
 
 
 def score_variance(

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+NORMAL = 1.959964
+"""Standard errors on each side of a 95 % interval."""
+
 
 def ratio(
     part: Float[Tensor, "Q *n"], whole: Float[Tensor, "#Q *#n"]

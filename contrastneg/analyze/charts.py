@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.analyze.tables import Tables, rows_where
 from contrastneg.report.comparison import Whiskers
 from contrastneg.report.plots import Chart, Level, Point
@@ -38,9 +39,22 @@ class Drawing:
     caption: str
 
 
-def drawing(plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame) -> list[Drawing]:
-    """A plot with its caption; none where there is nothing to draw."""
-    return [] if plot is None else [Drawing(plot, f"{meaning} {sample_of(table)}")]
+def drawing(
+    plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame, over: str = "queries"
+) -> list[Drawing]:
+    """A plot with its caption; none where there is nothing to draw.
+
+    Args:
+        plot: What is drawn.
+        meaning: The beginning of the caption.
+        table: What it is drawn from.
+        over: What the standard errors are over.
+    """
+    if plot is None:
+        return []
+    barred = isinstance(plot, Whiskers) and any(whisker.low < whisker.high for whisker in plot.whiskers)
+    bars = f" Bars: ± {NORMAL:.2f} standard errors over {over}." if barred else ""
+    return [Drawing(plot, f"{meaning} {sample_of(table)}{bars}")]
 
 
 def sample_of(table: pd.DataFrame) -> str:
@@ -52,7 +66,7 @@ def sample_of(table: pd.DataFrame) -> str:
         f"all {images:,} images are" if queries == images else f"{queries:,} of {images:,} images, drawn at random, are"
     )
     classes = f"; classes: {row['classes']}" if isinstance(row.get("classes"), str) else ""
-    return f"n: {drawn} queries; bars and tables: standard errors over them{classes}."
+    return f"n: {drawn} queries{classes}."
 
 
 def of(table: pd.DataFrame, x: str, y: str, scale: float = 1.0) -> list[Point]:
@@ -214,7 +228,9 @@ def of_popularity(tables: Tables) -> list[Drawing]:
     """The one correlation."""
     table = tables["popularity"]
     rows = valued(table, ["correlation"], "correlation", 1.0)
-    return drawing(dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table)
+    return drawing(
+        dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table, "classes"
+    )
 
 
 def of_proxy(tables: Tables) -> list[Drawing]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.report.comparison import NAME_LENGTH, Whisker, Whiskers
 from contrastneg.report.plots import (
     BOTTOM,
@@ -26,7 +27,6 @@ from contrastneg.report.plots import (
 STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 132, 345, 22, 10  # of a chart of names, in its own units
 PER_DECADE = 60  # points of a line on a logarithmic axis
-INTERVAL = 1.96  # standard errors on each side: 95 %
 
 
 def curves(
@@ -130,7 +130,7 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, float, float]], *, fro
         from_zero: Whether 0 is on the axis.
     """
     known = [
-        (name, value, 0.0 if math.isnan(error) else INTERVAL * error)
+        (name, value, 0.0 if math.isnan(error) else NORMAL * error)
         for name, value, error in rows
         if math.isfinite(value)
     ]
