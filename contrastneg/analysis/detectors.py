@@ -80,8 +80,8 @@ def false_negative_detectors(
                      margin of cosines, as in :class:`contrastneg.negatives.SameCluster`)
     support views    among the ``top`` most similar to any view of the query's image and above ``support_threshold`` (FNC,
                      arXiv:2011.11765); with ``positives`` and ``support`` only
-    above positive   :math:`s_{ij} > s_{i+} - g`, for each g of ``gaps``: what adaptive hardness passes over (survey
-                     reference [90]; a reconstruction, see :class:`contrastneg.negatives.GapSubset`); with ``positives``
+    above positive   :math:`s_{ij} > s_{i+} - g`, for each g of ``gaps``: candidates above the positive less g, see
+                     :class:`contrastneg.negatives.AbovePositive`; with ``positives``
     mutual           query and candidate are each among the k nearest of the other, for each k of ``neighbours``
     metadata         the same value in a column, for each of ``columns``
     ================ ==============================================================================================

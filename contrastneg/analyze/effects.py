@@ -118,7 +118,8 @@ def methods_of(material: Material) -> dict[str, str]:
         "InfoNCE": f"share of the gradient on negatives at temperature {material.temperature:g}",
         "own cluster": f"removes candidates of the query's cluster, of {material.clusters} by k-means (IFND, all believed)",
         "support views": f"removes up to {TOP} candidates most similar to the query or its view, above {THRESHOLD:g} (FNC)",
-        "above the positive": "removes candidates that are more similar than the positive (ASA)",
+        "above the positive": "removes candidates that are more similar than the positive (the survey's filter "
+        "below the positive; ASA's own rule only prefers candidates below it)",
         "top 1 %": "removes the most similar hundredth (where the thresholds of GloFND come to rest)",
         "hard weights": f"weight with beta 1, 1 on average (HCL), at temperature {material.temperature:g}",
         "MoCHi": f"parent of so many of the {pairs:,} mixes of two and {singles:,} with the query, of the {mixes.pool:,} hardest",
