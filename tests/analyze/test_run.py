@@ -18,6 +18,16 @@ def analyzed(run, **settings):
     return analyze(Analyze(encoder=str(run), **{**QUICK, **settings}))
 
 
+def pretrained(run):
+    """A run of one epoch, whose projector gives 24 numbers."""
+    from contrastneg.__main__ import main
+
+    quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
+    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.out", "24"]
+    assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
+    return run
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run = write_encoder(tmp_path_factory.mktemp("runs") / "shapes-1")
@@ -142,12 +152,7 @@ def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_
 
 
 def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_path):
-    from contrastneg.__main__ import main
-
-    run = tmp_path / "run"
-    quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
-    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.out", "24"]
-    assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
+    run = pretrained(tmp_path / "run")
     folder, found = analyzed(run, limit_images=200, sections=("gradient",), gallery=0)
     assert folder == run / "analysis" / "shapes-projector"
     assert found.context["layer"] == "projector"
@@ -156,6 +161,26 @@ def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_
         analyzed(run, limit_images=200, sections=("gradient",), gallery=0, layer="backbone")[0].name
         == "shapes-backbone"
     )
+
+
+def test_a_damaged_checkpoint_is_refused_and_one_of_other_weights_is_told(tmp_path):
+    import shutil
+
+    from contrastneg.analyze.opening import subject_of
+    from contrastneg.analyze.settings import Analyze
+
+    run = pretrained(tmp_path / "run")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    shutil.copy(write_encoder(tmp_path / "other") / "encoder.safetensors", run / "encoder.safetensors")
+    subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
+    assert layer == "backbone"
+    assert "last.ckpt holds other weights than the encoder of the run" in subject.notes[-1]
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="last.ckpt"):
+        subject_of(Analyze(encoder=str(run)), str(run))
+    checkpoint.unlink()
+    subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
+    assert (layer, subject.projector) == ("backbone", None)
 
 
 def test_several_checkpoints_are_compared(tmp_path):
