@@ -24,6 +24,7 @@ from contrastneg.analysis.queries import (
     check_share,
     place,
 )
+from contrastneg.analysis.relations import check_column
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives import (
     Clock,
@@ -154,7 +155,8 @@ def sampler_cards(
     check_share("hard", hard)
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
+    known = _columns(columns, asked, len(embeddings))
+    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
     tallies = {name: _Tally(bench) for name in samplers}
     for number, rows in bench.parts():
         table = bench.table(rows)
@@ -216,7 +218,8 @@ def sampler_agreement(
         raise ValueError(f"samplers has {len(samplers)}: give at least two to compare")
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
+    known = _columns(columns, asked, len(embeddings))
+    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
     pairs = list(combinations(samplers, 2))
     found = torch.empty(len(pairs), len(asked.rows), 2, dtype=torch.float64)
     done = 0
@@ -252,7 +255,7 @@ class _Bench:
         cls,
         asked: Asked,
         samplers: Samplers,
-        columns: Mapping[str, Any] | None,
+        columns: Mapping[str, Any],
         support: Tensor | None,
         temperature: float,
         epochs: int,
@@ -269,7 +272,7 @@ class _Bench:
         order = torch.randperm(len(asked.x), generator=generator(seed, "pool"))
         clock = Clock(1, 1, float(epochs), seed, temperature=temperature)
         bench = cls(asked, order[:candidates].sort().values, support, clock, {})
-        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, _columns(columns, asked))
+        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, columns)
         for name, stages in samplers.items():
             try:
                 bench.pipelines[name] = bench._prepared(name, stages, facts)
@@ -499,14 +502,11 @@ def _agreement_row(asked: Asked, pair: tuple[str, str], found: Float64[Tensor, "
     return asked.table({**names, "jaccard": float(value[0]), "jaccard_se": float(error[0]), "chance": float(value[1])})
 
 
-def _columns(columns: Mapping[str, Any] | None, asked: Asked) -> dict[str, Any]:
+def _columns(columns: Mapping[str, Any] | None, asked: Asked, images: int) -> dict[str, Any]:
     """Columns of the images that are compared."""
     kept = asked.position.tolist()
     for name, column in (columns or {}).items():
-        if len(column) <= kept[-1]:
-            raise ValueError(
-                f"columns has {len(column)} entries for {name} but there are more images: give one for each"
-            )
+        check_column(name, column, images)
     return {name: [column[place] for place in kept] for name, column in (columns or {}).items()}
 
 

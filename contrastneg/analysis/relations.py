@@ -159,12 +159,16 @@ def column_groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]
     Raises:
         ValueError: There are more or fewer.
     """
-    values = column if isinstance(column, Tensor) else np.asarray(column, dtype=object).tolist()
-    if len(values) != images:
+    check_column(name, column, images)
+    return group_codes(column if isinstance(column, Tensor) else np.asarray(column, dtype=object).tolist())
+
+
+def check_column(name: str, column: Column, images: int) -> None:
+    """Refuse a column that has not one value for each image."""
+    if len(column) != images:
         raise ValueError(
-            f"columns has {len(values)} entries for {name} but there are {images} images: give one for each"
+            f"columns has {len(column)} entries for {name} but there are {images} images: give one for each"
         )
-    return group_codes(values)
 
 
 def sharing(code: Int64[Tensor, " N"], rows: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:

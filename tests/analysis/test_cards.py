@@ -263,6 +263,7 @@ def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
         ({"a": []}, {"candidates": 0}, "candidates is "),
         ({"a": []}, {"visits": -1}, "visits is -1"),
         ({"a": []}, {"columns": {"place": [1, 2]}}, "columns has 2 entries for place"),
+        ({"a": []}, {"columns": {"place": [1] * 41}}, "columns has 41 entries for place but there are 40 images"),
         ({"a": []}, {"support": torch.ones(39, 2, 6)}, "support has views of 39 images but there are 40"),
     ],
 )
