@@ -329,7 +329,15 @@ def detector_name(row: Mapping[str, Any]) -> str:
         return f"hardest {100 * row['alpha']:g} %"
     if kind == "clusters":
         return f"{row['clusters']:.0f} clusters, {100 * row['acceptance']:g} %"
-    return "support views"
+    if kind == "above positive":
+        return f"cosine > the positive's - {row['gap']:g}"
+    if kind == "mutual":
+        return f"mutual, {row['neighbours']:.0f} nearest"
+    if kind == "metadata":
+        return f"same {row['column']}"
+    if kind == "support views":
+        return "support views"
+    raise ValueError(f"a detector {kind} has no name here")
 
 
 def of_detectors(tables: Tables) -> list[Drawing]:
