@@ -13,6 +13,7 @@ from contrastneg.report.plots import Chart, Level, Point
 from contrastneg.report.tableplots import curves, dots
 
 CELLS = 12  # classes that a table of confusions shows on each side
+LISTED_CLASSES, MOST_FREQUENT = 100, 20  # of more classes the table holds so many for each class of queries
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,9 @@ def of_confusion(tables: Tables) -> list[Drawing]:
     grid = Grid(
         "Classes of the hardest 5 %", names, names, [[rate.get((row, column)) for column in shown] for row in shown]
     )
+    listed = "all are" if len(asked) <= LISTED_CLASSES else f"the {MOST_FREQUENT} most frequent for each are"
     some = (
-        "" if len(asked) <= CELLS else f" The {CELLS} classes of most queries, of {len(asked)}; all are in the table."
+        "" if len(asked) <= CELLS else f" The {CELLS} classes of most queries, of {len(asked)}; {listed} in the table."
     )
     hardest = int(table["hardest"].iloc[0])
     return drawing(

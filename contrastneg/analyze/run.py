@@ -69,9 +69,8 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
         say("gallery")
         gallery = gallery_of(material, data, position, config.gallery)
     notes = list(dict.fromkeys([*subject.notes, *notes, *notes_of(subject, layer, source, material)]))
-    answers = answers_of(
-        {name: table for part in tables.values() for name, table in part.items()}, material.temperature
-    )
+    every = {name: table for part in tables.values() for name, table in part.items()}
+    answers = answers_of(every, material.temperature, left_out)
     found = Analysis(context, tables, left_out, answers, gallery, notes)
     write_results(folder, found)
     return folder, found

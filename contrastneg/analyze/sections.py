@@ -8,14 +8,13 @@ import pandas as pd
 from contrastneg import analysis
 from contrastneg.analysis.hardness import TEMPERATURES
 from contrastneg.analyze import charts
-from contrastneg.analyze.charts import Drawing
+from contrastneg.analyze.charts import LISTED_CLASSES, MOST_FREQUENT, Drawing
 from contrastneg.analyze.material import CHECKPOINTS, CLASSES, LABELS, Material
 from contrastneg.analyze.tables import Tables, rows_where
 
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
-LISTED_CLASSES = 100  # from so many on the table of confusions holds the most frequent ones only
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def measure_confusion(material: Material) -> dict[str, pd.DataFrame]:
         place = table.columns.tolist().index(side) + 1
         table.insert(place, f"{side}_name", [material.names[label] for label in table[side]])
     if len(set(table["query_class"])) > LISTED_CLASSES:
-        largest = table.groupby("query_class")["rate"].rank(method="first", ascending=False) <= LISTED_CLASSES // 5
+        largest = table.groupby("query_class")["rate"].rank(method="first", ascending=False) <= MOST_FREQUENT
         table = rows_where(table, largest).reset_index(drop=True)
     return {"hard_confusion": table}
 

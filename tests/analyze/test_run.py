@@ -144,7 +144,8 @@ def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_
     assert set(found.tables["hardness"]["hardness_bins"]["classes"]) == {"estimate: 12 clusters, seed 0"}
     assert any("rates of false negatives are estimates" in note for note in found.notes)
     assert found.answers[1].sentences[0].startswith("Estimated (estimate: 12 clusters, seed 0): ")
-    assert found.answers[2].sentences == ["Not measured: the sections that tell were left out, below is why."]
+    assert found.answers[2].sentences == ["Not measured: not asked for."]
+    assert found.answers[3].sentences == ["Not measured: the sections that tell were left out, below is why."]
     page = (folder / "analysis.html").read_text()
     assert 'id="by-class"' not in page
     assert "classes: estimate: 12 clusters" in page
