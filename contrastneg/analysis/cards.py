@@ -54,6 +54,12 @@ Samplers = Mapping[str, Sequence[Stage]]
 """Lists of stages by the name of the sampler; an empty list leaves all candidates as they are."""
 
 
+def mixes_for(images: int) -> MoCHi:
+    """MoCHi in the sizes of a queue that holds all images: an eighth of them, at most 1,024, is the pool."""
+    count = max(1, min(1024, images // 8))
+    return MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
+
+
 def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[str, list[Stage]]:
     """Samplers of the catalogue that are worth a first look, alone and combined, in sizes that suit the data.
 
@@ -63,7 +69,7 @@ def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[s
         labels: Whether the oracle, which removes by true class, is among them.
     """
     count = max(1, min(1024, images // 8))
-    mixes = MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
+    mixes = mixes_for(images)
     found: dict[str, list[Stage]] = {
         "all": [],
         "uniform": [UniformSubset(count)],

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from contrastneg.analysis.cards import mixes_for
 from contrastneg.analysis.queries import above_quantile, hardest_first, quantile_count
 from contrastneg.analyze.material import Material
 from contrastneg.evaluate.neighbours import unit_rows
@@ -90,12 +91,6 @@ def _effects(table: Negatives, cluster: SameCluster, ranks: Sequence[int], clock
         parents.gather(1, column),
         share.gather(1, column),
     )
-
-
-def mixes_for(images: int) -> MoCHi:
-    """MoCHi in the sizes of a queue that holds all images: an eighth of them, at most 1,024, is the pool."""
-    count = max(1, min(1024, images // 8))
-    return MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
 
 
 def parents_of(table: Negatives, mixes: MoCHi, clock: Clock) -> tuple[Int64[Tensor, "Q N"], Float64[Tensor, "Q N"]]:

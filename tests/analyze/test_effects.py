@@ -16,7 +16,8 @@ def material(labels=True, **settings):
 
 
 def test_mixes_are_made_of_the_parents_that_are_counted():
-    from contrastneg.analyze.effects import mixes_for, parents_of
+    from contrastneg.analysis.cards import mixes_for
+    from contrastneg.analyze.effects import parents_of
     from contrastneg.negatives import Clock, Negatives
     from contrastneg.negatives.mixes import Pool
 
