@@ -359,6 +359,24 @@ def of_detectors(tables: Tables) -> list[Drawing]:
     ]
 
 
+def of_metadata(tables: Tables) -> list[Drawing]:
+    """Rate, cosine and share of the gradient by column."""
+    table = tables["metadata_relations"]
+    names = table["relation"].tolist()
+    at = f"Share of the gradient at t = {table['temperature'].iloc[0]:g}."
+    return [
+        *drawing(
+            dots("Same class among the related", "%", valued(table, names, "rate")),
+            "Share of the candidates with the query's value that are of its class.",
+            table,
+        ),
+        *drawing(
+            dots("Cosine of query and related", "", valued(table, names, "similarity", 1.0)), "Mean cosine.", table
+        ),
+        *drawing(dots("Gradient on the related", "%", valued(table, names, "share")), at, table),
+    ]
+
+
 def of_checkpoints(tables: Tables) -> list[Drawing]:
     """Ratio to chance by number of encoders."""
     table = tables["hardness_agreement"]

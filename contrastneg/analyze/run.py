@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contrastneg.analyze.answers import answers_of
 from contrastneg.analyze.gallery import gallery_of
-from contrastneg.analyze.material import Material, rows_asked, second_views
+from contrastneg.analyze.material import Material, grouping, rows_asked, second_views
 from contrastneg.analyze.opening import data_of, folder_of, images_of, subject_of
 from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.results import check_folder, write_results
@@ -112,7 +112,7 @@ def embedded(
         config.queries,
         config.temperature,
         config.seed,
-        source.subset(features.position).columns,
+        grouping(source.subset(features.position).columns),
         further,
     )
     rows = rows_asked(material)

@@ -1,7 +1,6 @@
 """From an address to an analysis: numbers are those of the measures, sections that lack something say so, folders are kept."""
 
 import json
-from dataclasses import fields
 
 import pandas as pd
 import pytest
@@ -40,7 +39,8 @@ def test_every_section_is_measured_or_says_why_not(whole):
     run, folder, found = whole
     assert folder == run / "analysis" / "shapes-backbone"
     assert set(found.tables) | set(found.left_out) == set(SECTIONS)
-    assert set(found.left_out) == {"popularity", "checkpoints"}
+    assert set(found.left_out) == {"popularity", "checkpoints", "metadata"}
+    assert found.left_out["metadata"] == "needs columns, which are not there"
     assert found.left_out["checkpoints"] == "needs several checkpoints, which are not there"
     assert "classes of one size" in found.left_out["popularity"]
     told = json.loads((folder / "analysis.json").read_text())
@@ -261,9 +261,50 @@ def test_the_terminal_tells_the_four_answers(tmp_path, capsys):
     assert "analysis.html" in told
 
 
-def test_every_section_stands_on_needs_that_material_knows():
-    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS, Material
+def test_every_need_that_material_knows_is_that_of_a_section():
+    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS
     from contrastneg.analyze.sections import SECTIONS
 
-    assert all(section.needs <= {LABELS, CLASSES, CHECKPOINTS, COLUMNS} for section in SECTIONS.values())
-    assert {field.name for field in fields(Material)} >= {"embeddings", "positives", "labels", "columns", "others"}
+    needs = frozenset().union(*(section.needs for section in SECTIONS.values()))
+    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS}
+
+
+def test_columns_in_which_no_images_share_a_value_are_left_out():
+    from contrastneg.analyze.material import grouping
+
+    columns = {"place": ["a", None, "a"], "file": ["a", "b", "c"], "none": [None] * 3, "boxes": [[1], [1], [2]]}
+    columns |= {"year": torch.tensor([1, 2, 2]), "empty": []}
+    assert set(grouping(columns)) == {"place", "year"}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_metadata_are_measured_and_detect(labelled):
+    from clouds import cloud
+
+    from contrastneg.analyze.material import Material
+    from contrastneg.analyze.sections import SECTIONS
+
+    x, label, positive = cloud()
+    told = Material(
+        x,
+        positive,
+        label if labelled else None,
+        list("abcd"),
+        4,
+        2048,
+        0.2,
+        0,
+        {"place": [f"p{n}" for n in label.tolist()]},
+    )
+    section = SECTIONS["metadata"]
+    assert told.lacks(section.needs) == []
+    tables = section.measure(told)
+    relations = tables["metadata_relations"].set_index("relation")
+    assert relations.rate.isna().all() != labelled
+    drawn = section.draw(tables)
+    assert len(drawn) == 2 + labelled
+    assert all("Bars: ± 1.96 standard errors over queries." in one.caption for one in drawn)
+    if labelled:
+        assert (relations.rate["place"], relations.rate["no relation"]) == (1, 0)
+        found = SECTIONS["detectors"].measure(told)["false_negative_detectors"].set_index("column")
+        assert (found.precision["place"], found.recall["place"]) == (1, 1)
