@@ -133,7 +133,7 @@ def test_hard_may_be_above_the_median_of_the_querys_class():
     assert table.margin.isna().all()
 
 
-def test_an_unknown_reference_is_refused():
+def test_an_unknown_reference_is_refused(as_users_call):
     x, label, positive = cloud()
     with pytest.raises(ValueError, match="^reference is 'postive': give 'positive' or 'same class'$"):
         difficulty_shares(x, label, positive, reference="postive")
