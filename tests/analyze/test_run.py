@@ -1,6 +1,7 @@
 """From an address to an analysis: numbers are those of the measures, sections that lack something say so, folders are kept."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -39,8 +40,7 @@ def test_every_section_is_measured_or_says_why_not(whole):
     run, folder, found = whole
     assert folder == run / "analysis" / "shapes-backbone"
     assert set(found.tables) | set(found.left_out) == set(SECTIONS)
-    assert set(found.left_out) == {"popularity", "checkpoints", "metadata"}
-    assert found.left_out["metadata"] == "needs columns, which are not there"
+    assert set(found.left_out) == {"popularity", "checkpoints"}
     assert found.left_out["checkpoints"] == "needs several checkpoints, which are not there"
     assert "classes of one size" in found.left_out["popularity"]
     told = json.loads((folder / "analysis.json").read_text())
@@ -298,6 +298,7 @@ def test_metadata_are_measured_and_detect(labelled):
     )
     section = SECTIONS["metadata"]
     assert told.lacks(section.needs) == []
+    assert replace(told, columns={}).lacks(section.needs) == ["columns"]
     tables = section.measure(told)
     relations = tables["metadata_relations"].set_index("relation")
     assert relations.rate.isna().all() != labelled
