@@ -24,11 +24,11 @@ from contrastneg.analysis.queries import (
     check_share,
     place,
 )
+from contrastneg.analysis.relations import check_column
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives import (
     Clock,
     Facts,
-    GlobalQuantile,
     HardestSubset,
     HardnessBand,
     HardnessWeight,
@@ -54,6 +54,12 @@ Samplers = Mapping[str, Sequence[Stage]]
 """Lists of stages by the name of the sampler; an empty list leaves all candidates as they are."""
 
 
+def mixes_for(images: int) -> MoCHi:
+    """MoCHi in the sizes of a queue that holds all images: an eighth of them, at most 1,024, is the pool."""
+    count = max(1, min(1024, images // 8))
+    return MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
+
+
 def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[str, list[Stage]]:
     """Samplers of the catalogue that are worth a first look, alone and combined, in sizes that suit the data.
 
@@ -63,7 +69,7 @@ def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[s
         labels: Whether the oracle, which removes by true class, is among them.
     """
     count = max(1, min(1024, images // 8))
-    mixes = MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
+    mixes = mixes_for(images)
     found: dict[str, list[Stage]] = {
         "all": [],
         "uniform": [UniformSubset(count)],
@@ -74,7 +80,7 @@ def usual_samplers(images: int, clusters: int, *, labels: bool = True) -> dict[s
         "hard-weighted": [HardnessWeight()],
         "mixes": [mixes],
         "without own cluster": [SameCluster(clusters=(clusters,), acceptance=1.0)],
-        "without top 1 %": [GlobalQuantile(share=0.01)],
+        "without top 1 %": [HardnessBand(lower=0.01, upper=1.0)],
         "without own cluster, mixes": [SameCluster(clusters=(clusters,), acceptance=1.0), mixes],
     }
     return {**found, "oracle": [OracleSameLabel()]} if labels else found
@@ -100,7 +106,8 @@ def sampler_cards(
 
     Each sampler is a list of stages of :mod:`contrastneg.negatives`, in any combination that a method could have. They run
     on the table of all candidates as at the end of training: schedules at their end, warm-ups over, graphs and clusters
-    made of these embeddings, memories filled with them. With w the weights that a sampler leaves and S its table,
+    made of these embeddings, memories filled with them. Candidates that a stage attracts are no negatives: they count as
+    those that are removed. With w the weights that a sampler leaves and S its table,
 
     .. math:: P_{ij} = \frac{w_{ij} e^{s_{ij}/t}}{e^{s_{i+}/t} + \sum_{l \in S} w_{il} e^{s_{il}/t}} \qquad
         r_{ij} = P_{ij} \Big/ \sum_{l \in S} P_{il}
@@ -134,7 +141,7 @@ def sampler_cards(
         support: Embeddings of S further views of each image, for stages that ask for them.
         temperature: t above 0, also that of the stages that take the method's.
         hard: The hardest candidates, as a share of all, rounded up; between 0 and 1.
-        visits: Times that each query is met in training before it is measured. What learns or counts from steps (thresholds,
+        visits: Times that each query is met in training before it is measured, at least 0. What learns or counts from steps (thresholds,
             hit rates, learned banks and policies) is untrained at 0; nothing else changes.
         epochs: Length of the run at whose end stages are looked at.
         candidates: Images that are candidates at most, drawn by the seed; a queue would hold as many.
@@ -154,7 +161,8 @@ def sampler_cards(
     check_share("hard", hard)
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
+    known = _columns(columns, asked, len(embeddings))
+    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
     tallies = {name: _Tally(bench) for name in samplers}
     for number, rows in bench.parts():
         table = bench.table(rows)
@@ -216,7 +224,8 @@ def sampler_agreement(
         raise ValueError(f"samplers has {len(samplers)}: give at least two to compare")
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     further = _support(support, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, columns, further, temperature, epochs, candidates, visits, seed)
+    known = _columns(columns, asked, len(embeddings))
+    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
     pairs = list(combinations(samplers, 2))
     found = torch.empty(len(pairs), len(asked.rows), 2, dtype=torch.float64)
     done = 0
@@ -252,7 +261,7 @@ class _Bench:
         cls,
         asked: Asked,
         samplers: Samplers,
-        columns: Mapping[str, Any] | None,
+        columns: Mapping[str, Any],
         support: Tensor | None,
         temperature: float,
         epochs: int,
@@ -264,10 +273,12 @@ class _Bench:
             raise ValueError("samplers is empty: give at least one list of stages")
         check_above_0("candidates", candidates)
         check_above_0("epochs", epochs)
+        if visits < 0:
+            raise ValueError(f"visits is {visits}: give at least 0")
         order = torch.randperm(len(asked.x), generator=generator(seed, "pool"))
         clock = Clock(1, 1, float(epochs), seed, temperature=temperature)
         bench = cls(asked, order[:candidates].sort().values, support, clock, {})
-        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, _columns(columns, asked))
+        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, columns)
         for name, stages in samplers.items():
             try:
                 bench.pipelines[name] = bench._prepared(name, stages, facts)
@@ -327,7 +338,7 @@ class _Bench:
     def images(self, table: Negatives) -> Bool[Tensor, "b N"]:
         """Which images are kept for each query."""
         image = table.key_id.expand_as(table.similarity)
-        kept = (table.kept & (image >= 0)).to(torch.uint8)
+        kept = (table.repelled & (image >= 0)).to(torch.uint8)
         found = torch.zeros(len(image), len(self.asked.x), dtype=torch.uint8)
         return found.scatter_reduce_(1, image.clamp(min=0), kept, "amax").bool()
 
@@ -407,7 +418,7 @@ class _Tally:
     def add(self, view: _View, after: Negatives, seconds: float, start: int) -> None:
         """Measure a sampler's table, that of the queries from ``start`` on."""
         self.seconds += seconds
-        kept, similarity = after.kept, after.similarity.detach()
+        kept, similarity = after.repelled, after.similarity.detach()
         image = after.key_id.expand_as(similarity)
         shown = kept & (image >= 0)
         same = torch.zeros_like(kept) if view.own is None else shown & _same(self.bench, view.own, after)
@@ -472,6 +483,7 @@ def _gradient(after: Negatives, temperature: float) -> tuple[Tensor, Tensor, Ten
     """Share of each candidate in the gradient, probability of all of them, and length of their gradient per query."""
     own = after.positive_similarity.detach()[:, None] / temperature
     logits = after.similarity.detach() / temperature + after.log_weight.detach()
+    logits = logits.masked_fill(~after.repelled, -torch.inf)
     law = torch.cat([own, logits], dim=1).softmax(dim=1)[:, 1:]
     push = law.sum(dim=1)
     # the graph of the whole table is asked once for each sampler
@@ -496,14 +508,11 @@ def _agreement_row(asked: Asked, pair: tuple[str, str], found: Float64[Tensor, "
     return asked.table({**names, "jaccard": float(value[0]), "jaccard_se": float(error[0]), "chance": float(value[1])})
 
 
-def _columns(columns: Mapping[str, Any] | None, asked: Asked) -> dict[str, Any]:
+def _columns(columns: Mapping[str, Any] | None, asked: Asked, images: int) -> dict[str, Any]:
     """Columns of the images that are compared."""
     kept = asked.position.tolist()
     for name, column in (columns or {}).items():
-        if len(column) <= kept[-1]:
-            raise ValueError(
-                f"columns has {len(column)} entries for {name} but there are more images: give one for each"
-            )
+        check_column(name, column, images)
     return {name: [column[place] for place in kept] for name, column in (columns or {}).items()}
 
 

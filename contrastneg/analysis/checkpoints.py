@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, mean
+from contrastneg.analysis.errors import NORMAL, clustered_error, columns_of, mean
 from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
@@ -31,7 +31,6 @@ Checkpoint = tuple[Embeddings, Positives]
 Order = Literal["easy first", "hard first", "random", "all"]
 PACING = {"root": 0.5, "linear": 1.0, "quadratic": 2.0}
 DECILES = 10
-NORMAL = 1.959964  # of a 95 % interval
 
 
 def score_variance(
@@ -85,7 +84,7 @@ def score_variance(
                 "sd_false": sd[false].mean() if false.any() else np.nan,
                 "sd_true": sd[~false].mean() if (~false).any() else np.nan,
                 "auc": auc,
-                "auc_se": _error(influence),
+                "auc_se": float(clustered_error(torch.from_numpy(influence))),
             }
         )
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -133,7 +132,7 @@ def score_variance_claim(
         "mean": _auc(scored.mean, scored.false, scored.query, number),
     }
     auc = np.array([value for value, _ in found.values()])
-    error = np.array([_error(influence) for _, influence in found.values()])
+    error = np.array([float(clustered_error(torch.from_numpy(influence))) for _, influence in found.values()])
     low, high = auc - NORMAL * error, auc + NORMAL * error
     columns = {"score": list(found), "auc": auc, "auc_se": error, "low": low, "high": high, "supported": low > 0.5}
     return scored.asked.table({**columns, **scored.about})
@@ -293,10 +292,6 @@ def _matched_auc(scored: _Scored, queries: int) -> tuple[float, np.ndarray]:
             value, part = _auc(-scored.deviation[inside], false, scored.query[inside], queries)
             total, auc, influence = total + weight, auc + weight * value, influence + weight * part
     return (auc / total, influence / total) if total else (np.nan, influence * np.nan)
-
-
-def _error(influence: np.ndarray) -> float:
-    return float(np.sqrt(len(influence) / max(1, len(influence) - 1) * np.square(influence).sum()))
 
 
 def _offered(

@@ -29,7 +29,7 @@ def whole_data_cost(
     .. math:: \sum_{i,j} (u_i \cdot v_j)^2 = \langle U^\top U, V^\top V \rangle
 
     ======== =======================================================================================================
-    pairs    the T x T table, 2 T^2 D operations
+    pairs    the T x T table, squared in place, 2 T^2 D operations
     moments  the D x D second moment of the keys first, 4 T D^2 operations (:class:`contrastneg.losses.KeyMoments`)
     queue    as moments, for 256 queries on a moment that is known already: what a step with a queue takes
     ======== =======================================================================================================
@@ -61,14 +61,14 @@ def whole_data_cost(
             query, keys = (F.normalize(torch.randn(count, width, generator=draws), dim=1) for _ in range(2))
             moments, few = KeyMoments.of(keys), query[:256]
             ways: list[tuple[str, Callable[[], Tensor], Tensor, int]] = [
-                ("pairs", lambda q=query, k=keys: (q @ k.T).square().sum(dim=1), query, count * count),
+                ("pairs", lambda q=query, k=keys: (q @ k.T).square_().sum(dim=1), query, count * count),
                 (
                     "moments",
                     lambda q=query, k=keys: KeyMoments.of(k).square_sum(q),
                     query,
-                    width * width + count * width,
+                    width * width + 2 * count * width,
                 ),
-                ("queue", lambda q=few, m=moments: m.square_sum(q), few, len(few) * width),
+                ("queue", lambda q=few, m=moments: m.square_sum(q), few, 2 * len(few) * width),
             ]
             for way, made, asked, numbers in ways:
                 small = way != "pairs" or numbers <= LARGEST_TABLE

@@ -16,6 +16,7 @@ from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
     Positives,
+    above_quantile,
     ask_by_class,
     check_share,
     hardest_first,
@@ -80,8 +81,8 @@ def false_negative_detectors(
                      margin of cosines, as in :class:`contrastneg.negatives.SameCluster`)
     support views    among the ``top`` most similar to any view of the query's image and above ``support_threshold`` (FNC,
                      arXiv:2011.11765); with ``positives`` and ``support`` only
-    above positive   :math:`s_{ij} > s_{i+} - g`, for each g of ``gaps``: what adaptive hardness passes over (survey
-                     reference [90]; a reconstruction, see :class:`contrastneg.negatives.GapSubset`); with ``positives``
+    above positive   :math:`s_{ij} > s_{i+} - g`, for each g of ``gaps``: candidates above the positive less g, see
+                     :class:`contrastneg.negatives.AbovePositive`; with ``positives``
     mutual           query and candidate are each among the k nearest of the other, for each k of ``neighbours``
     metadata         the same value in a column, for each of ``columns``
     ================ ==============================================================================================
@@ -124,7 +125,7 @@ def false_negative_detectors(
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
     detectors = [
         *(_above(threshold) for threshold in thresholds),
-        *(_quantile(share, asked.candidates) for share in shares),
+        *(_quantile(share) for share in shares),
         *(detector for number in clusters for detector in _clusters(asked, number, acceptance, seed)),
         *(_mutual(asked, number) for number in neighbours),
         *(_metadata(asked, name, column, len(embeddings)) for name, column in (columns or {}).items()),
@@ -158,15 +159,9 @@ def _above(threshold: float) -> _Detector:
     return _Detector("above similarity", lambda seen: seen.cosine > threshold, {"threshold": threshold})
 
 
-def _quantile(share: float, candidates: int) -> _Detector:
+def _quantile(share: float) -> _Detector:
     check_share("shares", share)
-    rank = candidates - int(share * candidates + 1e-9)  # of the quantile among candidates in ascending order
-
-    def find(seen: _Seen) -> Bool[Tensor, "b N"]:
-        # the query itself, at -inf, is the first in ascending order
-        return seen.cosine > seen.cosine.kthvalue(rank + 1, dim=1, keepdim=True).values
-
-    return _Detector("quantile", find, {"alpha": share})
+    return _Detector("quantile", lambda seen: above_quantile(seen.cosine, share), {"alpha": share})
 
 
 def _clusters(asked: Asked, number: int, shares: Sequence[float], seed: int) -> list[_Detector]:

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+NORMAL = 1.959964
+"""Standard errors on each side of a 95 % interval."""
+
 
 def ratio(
     part: Float[Tensor, "Q *n"], whole: Float[Tensor, "#Q *#n"]
@@ -23,10 +26,25 @@ def ratio(
         R, NaN where the sum of b is 0; and its error, NaN for a single query.
     """
     part, whole = part.double(), whole.double().expand(part.shape)
-    queries, total = len(part), whole.sum(dim=0)
+    total = whole.sum(dim=0)
     value = part.sum(dim=0) / total
+    return value, clustered_error(part - value * whole) / total
+
+
+def clustered_error(influence: Float[Tensor, "Q *n"]) -> Float64[Tensor, "*n"]:
+    r"""The standard error of an estimate from what each query adds to it.
+
+    .. math:: \mathrm{se} = \sqrt{\frac{Q}{Q - 1} \sum_i \psi_i^2}
+
+    Args:
+        influence: psi, one row per query, of sum 0.
+
+    Returns:
+        The error, NaN for a single query.
+    """
+    queries = len(influence)
     correction = queries / (queries - 1) if queries > 1 else torch.nan
-    return value, ((part - value * whole).square().sum(dim=0) * correction).sqrt() / total
+    return (influence.double().square().sum(dim=0) * correction).sqrt()
 
 
 def columns_of(name: str, measured: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

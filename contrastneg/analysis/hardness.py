@@ -192,8 +192,10 @@ def difficulty_shares(
         NaN where none is; ``reference``.
 
     Raises:
-        ValueError: Labels are missing, or positives are not as many as images.
+        ValueError: Labels are missing, positives are not as many as images, or the reference is neither of both.
     """
+    if reference not in ("positive", "same class"):
+        raise ValueError(f"reference is {reference!r}: give 'positive' or 'same class'")
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
     counts = []
     for rows, cosine in asked.parts():

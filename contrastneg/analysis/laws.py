@@ -111,8 +111,9 @@ def partition_variance(
     .. math:: M \, \mathrm{Var}(\hat Z / Z) = \sum_j \frac{p_{ij}^2}{\pi_{ij}} - 1
         = \sum_j p_{ij}^{2 - a} \sum_j p_{ij}^a - 1
 
-    which is 0 at a = 1: the paper's argument for a law that rises with that of positives. What it says nothing of is that
-    the rate of false negatives, beside it here, rises as well. The variance of log Z is that of R simulated estimates.
+    which is 0 at a = 1 (ours: importance sampling; the paper argues from another error, for a sub-linear power, which we
+    have not verified). What it says nothing of is that the rate of false negatives, beside it here, rises as well. The
+    variance of log Z is that of R simulated estimates.
 
     Args:
         embeddings: Of all images.

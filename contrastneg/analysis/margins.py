@@ -28,7 +28,7 @@ def margin_shares(
     Negatives of the loss of SimpleX (arXiv:2109.12613), :math:`\sum_j [s_{ij} - m]_+`, have gradient 1 above the margin and
     none below. So with F the candidates of the query's class, summed over queries,
 
-    .. math:: \text{active} = P(s_{ij} > m) \quad
+    .. math:: \text{active} = \frac{1}{Q} \sum_i \sum_j 1[s_{ij} > m] \quad
         \text{false gradient} = \frac{\sum_i |\{j \in F_i: s_{ij} > m\}|}{\sum_i |\{j: s_{ij} > m\}|}
 
     InfoNCE is looked at with the temperature at which the mean of its effective number of negatives, e to the entropy of

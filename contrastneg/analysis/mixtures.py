@@ -14,7 +14,7 @@ from contrastneg.analysis.classes import Labels
 from contrastneg.analysis.errors import columns_of, mean
 from contrastneg.analysis.queries import Asked, Embeddings, Positives, ask_either, check_above_0
 from contrastneg.evaluate.neighbours import nearest, unit_rows
-from contrastneg.negatives import Clock, Negatives
+from contrastneg.negatives import Clock, MoCHi, Negatives
 from contrastneg.negatives.mixes import Pool
 
 BATCH = 32
@@ -109,13 +109,12 @@ def _made(
     """Some queries at a time: cosines of their hardest candidate and of the positive, and all that is measured."""
     assert asked.second is not None
     image = torch.arange(len(asked.x))
+    mixer = MoCHi(pool=pool, pair_mixes=counts[0], query_mixes=counts[1])
     for number, rows in enumerate(asked.rows.split(BATCH)):
         query = asked.x[rows]
         table = Negatives.of(query, asked.second[rows], asked.x, query_id=rows, key_id=image)
         hardest = Pool.of(table, pool)
-        draws = Clock(1, 1, 0.0, seed, batch=number).generator("MoCHi")  # in the stage's own order
-        (x, y), a = hardest.draw(counts[0], 2, (0.0, 1.0), draws)
-        (z,), b = hardest.draw(counts[1], 1, (0.0, 0.5), draws)
+        (x, y, a), (z, b) = mixer.drawn(hardest, Clock(1, 1, 0.0, seed, batch=number))
         x, y, z = (hardest.column.gather(1, rank) for rank in (x, y, z))
         pairs = F.normalize(a[..., None] * asked.x[x] + (1 - a)[..., None] * asked.x[y], dim=-1)
         singles = F.normalize(b[..., None] * query[:, None] + (1 - b)[..., None] * asked.x[z], dim=-1)

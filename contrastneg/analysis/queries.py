@@ -202,6 +202,24 @@ def place(share: float, candidates: int) -> int:
     return math.ceil(share * candidates - 1e-9)
 
 
+def quantile_count(share: float, candidates: int) -> int:
+    """Candidates above the quantile at 1 - share, rounded down; 0.29 of 100 is 29 although the product is a hair below."""
+    return int(share * candidates + 1e-9)
+
+
+def above_quantile(cosine: Float[Tensor, "b N"], share: float) -> Bool[Tensor, "b N"]:
+    """Candidates above each row's quantile at 1 - share, as many as :func:`quantile_count` says where none are equal.
+
+    Args:
+        cosine: Of the candidates; -inf with the query itself, once in each row.
+        share: From 0 to 1.
+    """
+    candidates = cosine.shape[1] - 1
+    # the query itself is the first in ascending order
+    rank = 1 + candidates - quantile_count(share, candidates)
+    return cosine > cosine.kthvalue(rank, dim=1, keepdim=True).values
+
+
 def check_share(name: str, share: float) -> None:
     """Refuse a share that is not between 0 and 1."""
     if not 0 < share < 1:

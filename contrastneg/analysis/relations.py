@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, ratio
+from contrastneg.analysis.errors import clustered_error, columns_of, ratio
 from contrastneg.analysis.queries import QUERIES, Asked, Embeddings, ask_by_class, ask_either, check_above_0
 from contrastneg.negatives.groups import group_codes
 
@@ -119,7 +119,7 @@ def background_effect(
         for at, (value, _) in zip((0, 3), means, strict=True)
     )
     influence = at_here - at_else
-    error = float((len(found) / max(1, len(found) - 1) * influence.square().sum()).sqrt())
+    error = float(clustered_error(influence))
     values = {**columns_of("here", means[0]), **columns_of("elsewhere", means[1])}
     return asked.table(
         {
@@ -159,12 +159,16 @@ def column_groups(name: str, column: Column, images: int) -> Int64[Tensor, " N"]
     Raises:
         ValueError: There are more or fewer.
     """
-    values = column if isinstance(column, Tensor) else np.asarray(column, dtype=object).tolist()
-    if len(values) != images:
+    check_column(name, column, images)
+    return group_codes(column if isinstance(column, Tensor) else np.asarray(column, dtype=object).tolist())
+
+
+def check_column(name: str, column: Column, images: int) -> None:
+    """Refuse a column that has not one value for each image."""
+    if len(column) != images:
         raise ValueError(
-            f"columns has {len(values)} entries for {name} but there are {images} images: give one for each"
+            f"columns has {len(column)} entries for {name} but there are {images} images: give one for each"
         )
-    return group_codes(values)
 
 
 def sharing(code: Int64[Tensor, " N"], rows: Int64[Tensor, " b"]) -> Bool[Tensor, "b N"]:

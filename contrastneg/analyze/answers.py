@@ -1,7 +1,7 @@
 """The four questions, answered in sentences with numbers of the tables."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from contrastneg.analyze.tables import Tables, rows_where
 NEAR = 0.95  # cosine of gradients from which on few negatives are said to do for all
 OFTEN = 0.5  # of the queries
 NO_ERROR = 1e-9  # of rounding
+OVER_DISPERSED = 2.0  # times the variance of chance from which on hardness is said to be uneven
 MOST_TOLD = 4096  # negatives; the largest usual number that a table has is told
 
 
@@ -55,33 +56,24 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def answers_of(tables: Tables, temperature: float) -> list[Answer]:
+def answers_of(tables: Tables, temperature: float, left_out: Collection[str]) -> list[Answer]:
     """The answers, as far as the tables are there.
 
     Args:
         tables: By name.
         temperature: The one that gradients were asked about.
+        left_out: Sections that were asked for and could not be measured.
     """
-    return [
-        answer("How hard are my negatives?", "of the gradient is on the hardest 5 %", how_hard, tables, temperature),
-        answer(
-            "How many are false?", "of the hardest 0.1 % are of the query's class", how_many_false, tables, temperature
-        ),
-        answer(
-            "How many do I need?", f"give a gradient of cosine {NEAR} with that of all", how_many, tables, temperature
-        ),
-        answer("What would each method change?", "error of the plain negative term", what_changes, tables, temperature),
-    ]
-
-
-def answer(
-    question: str, label: str, said: Callable[[_Draft, Tables, float], None], tables: Tables, temperature: float
-) -> Answer:
-    """One answer; a sentence says so where nothing was measured for it."""
-    draft = _Draft()
-    said(draft, tables, temperature)
-    sentences = draft.sentences or ["Not measured: the sections that tell were left out, below is why."]
-    return Answer(question, draft.headline, label, sentences, draft.numbers)
+    answers = []
+    for question, label, said, sections in QUESTIONS:
+        draft = _Draft()
+        said(draft, tables, temperature)
+        reason = (
+            "not asked for" if sections.isdisjoint(left_out) else "the sections that tell were left out, below is why"
+        )
+        sentences = draft.sentences or [f"Not measured: {reason}."]
+        answers.append(Answer(question, draft.headline, label, sentences, draft.numbers))
+    return answers
 
 
 def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
@@ -113,9 +105,13 @@ def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
     if "hardness_consistency" in tables:
         table = tables["hardness_consistency"]
         row = rows_where(table, (table["candidates"] == "all") & (table["statistic"] == "over-dispersion")).iloc[0]
-        value = draft.keep("over-dispersion", row["value"])
-        some = "some images are hard for many queries, others for none" if value > 2 else "near chance"
-        draft.sentences.append(f"Hardness is {value:.3g} times as spread over images as chance would have it: {some}.")
+        if math.isfinite(row["value"]):
+            value = draft.keep("over-dispersion", row["value"])
+            uneven = "some images are hard for many queries, others for none"
+            some = uneven if value > OVER_DISPERSED else "near chance"
+            draft.sentences.append(
+                f"Hardness is {value:.3g} times as spread over images as chance would have it: {some}."
+            )
 
 
 def of_clusters(row: Any) -> str:
@@ -225,3 +221,32 @@ def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:
     score = 2 * table["precision"] * table["recall"] / (table["precision"] + table["recall"])
     best = table.assign(score=score.fillna(0)).sort_values(by="score", ascending=False, kind="stable")
     return rows_where(best, ~best["detector"].duplicated()).sort_index()
+
+
+QUESTIONS: tuple[tuple[str, str, Callable[[_Draft, Tables, float], None], frozenset[str]], ...] = (
+    (
+        "How hard are my negatives?",
+        "of the gradient is on the hardest 5 %",
+        how_hard,
+        frozenset({"gradient", "proxy", "hardness", "consistency"}),
+    ),
+    (
+        "How many are false?",
+        "of the hardest 0.1 % are of the query's class",
+        how_many_false,
+        frozenset({"hardness", "counts"}),
+    ),
+    (
+        "How many do I need?",
+        f"give a gradient of cosine {NEAR} with that of all",
+        how_many,
+        frozenset({"agreement", "counts"}),
+    ),
+    (
+        "What would each method change?",
+        "error of the plain negative term",
+        what_changes,
+        frozenset({"estimates", "detectors"}),
+    ),
+)
+"""Each question, what its headline is, what is said to it, and the sections whose tables that reads."""

@@ -6,12 +6,14 @@ from typing import Any
 
 import pandas as pd
 
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.analyze.tables import Tables, rows_where
 from contrastneg.report.comparison import Whiskers
 from contrastneg.report.plots import Chart, Level, Point
 from contrastneg.report.tableplots import curves, dots
 
 CELLS = 12  # classes that a table of confusions shows on each side
+LISTED_CLASSES, MOST_FREQUENT = 100, 20  # of more classes the table holds so many for each class of queries
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,22 @@ class Drawing:
     caption: str
 
 
-def drawing(plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame) -> list[Drawing]:
-    """A plot with its caption; none where there is nothing to draw."""
-    return [] if plot is None else [Drawing(plot, f"{meaning} {sample_of(table)}")]
+def drawing(
+    plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame, over: str = "queries"
+) -> list[Drawing]:
+    """A plot with its caption; none where there is nothing to draw.
+
+    Args:
+        plot: What is drawn.
+        meaning: The beginning of the caption.
+        table: What it is drawn from.
+        over: What the standard errors are over.
+    """
+    if plot is None:
+        return []
+    barred = isinstance(plot, Whiskers) and any(whisker.low < whisker.high for whisker in plot.whiskers)
+    bars = f" Bars: ± {NORMAL:.2f} standard errors over {over}." if barred else ""
+    return [Drawing(plot, f"{meaning} {sample_of(table)}{bars}")]
 
 
 def sample_of(table: pd.DataFrame) -> str:
@@ -52,7 +67,7 @@ def sample_of(table: pd.DataFrame) -> str:
         f"all {images:,} images are" if queries == images else f"{queries:,} of {images:,} images, drawn at random, are"
     )
     classes = f"; classes: {row['classes']}" if isinstance(row.get("classes"), str) else ""
-    return f"n: {drawn} queries; bars and tables: standard errors over them{classes}."
+    return f"n: {drawn} queries{classes}."
 
 
 def of(table: pd.DataFrame, x: str, y: str, scale: float = 1.0) -> list[Point]:
@@ -171,8 +186,9 @@ def of_confusion(tables: Tables) -> list[Drawing]:
     grid = Grid(
         "Classes of the hardest 5 %", names, names, [[rate.get((row, column)) for column in shown] for row in shown]
     )
+    listed = "all are" if len(asked) <= LISTED_CLASSES else f"the {MOST_FREQUENT} most frequent for each are"
     some = (
-        "" if len(asked) <= CELLS else f" The {CELLS} classes of most queries, of {len(asked)}; all are in the table."
+        "" if len(asked) <= CELLS else f" The {CELLS} classes of most queries, of {len(asked)}; {listed} in the table."
     )
     hardest = int(table["hardest"].iloc[0])
     return drawing(
@@ -214,7 +230,9 @@ def of_popularity(tables: Tables) -> list[Drawing]:
     """The one correlation."""
     table = tables["popularity"]
     rows = valued(table, ["correlation"], "correlation", 1.0)
-    return drawing(dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table)
+    return drawing(
+        dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table, "classes"
+    )
 
 
 def of_proxy(tables: Tables) -> list[Drawing]:
@@ -313,7 +331,15 @@ def detector_name(row: Mapping[str, Any]) -> str:
         return f"hardest {100 * row['alpha']:g} %"
     if kind == "clusters":
         return f"{row['clusters']:.0f} clusters, {100 * row['acceptance']:g} %"
-    return "support views"
+    if kind == "above positive":
+        return f"cosine > the positive's - {row['gap']:g}"
+    if kind == "mutual":
+        return f"mutual, {row['neighbours']:.0f} nearest"
+    if kind == "metadata":
+        return f"same {row['column']}"
+    if kind == "support views":
+        return "support views"
+    raise ValueError(f"a detector {kind} has no name here")
 
 
 def of_detectors(tables: Tables) -> list[Drawing]:
@@ -330,6 +356,24 @@ def of_detectors(tables: Tables) -> list[Drawing]:
         plot
         for column, title, meaning in measures
         for plot in drawing(dots(title, "%", valued(table, names, column)), meaning, table)
+    ]
+
+
+def of_metadata(tables: Tables) -> list[Drawing]:
+    """Rate, cosine and share of the gradient by column."""
+    table = tables["metadata_relations"]
+    names = table["relation"].tolist()
+    at = f"Share of the gradient at t = {table['temperature'].iloc[0]:g}."
+    return [
+        *drawing(
+            dots("Same class among the related", "%", valued(table, names, "rate")),
+            "Share of the candidates with the query's value that are of its class.",
+            table,
+        ),
+        *drawing(
+            dots("Cosine of query and related", "", valued(table, names, "similarity", 1.0)), "Mean cosine.", table
+        ),
+        *drawing(dots("Gradient on the related", "%", valued(table, names, "share")), at, table),
     ]
 
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from contrastneg.analysis.queries import hardest_first
+from contrastneg.analysis.cards import mixes_for
+from contrastneg.analysis.queries import above_quantile, hardest_first, quantile_count
 from contrastneg.analyze.material import Material
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives import AbovePositive, Clock, Facts, HardnessWeight, MoCHi, Negatives, SameCluster
@@ -72,13 +73,12 @@ def _effects(table: Negatives, cluster: SameCluster, ranks: Sequence[int], clock
     """The same for the queries of one table."""
     cosine = table.similarity.masked_fill(~table.kept, -torch.inf)
     column = hardest_first(cosine.double())[:, list(ranks)]
-    bar = cosine.kthvalue(cosine.shape[1] - int(SHARE * (cosine.shape[1] - 1)), dim=1, keepdim=True).values
     no_views = table.keys.new_zeros(len(cosine), 0, table.keys.shape[1])
     removed = {
         "own cluster": table.kept & ~cluster(table, clock).kept,
         "support views": resembling(table, no_views, TOP, THRESHOLD, clock),
         "above the positive": table.kept & ~AbovePositive()(table, clock).kept,
-        "top 1 %": table.kept & (cosine > bar),
+        "top 1 %": above_quantile(cosine, SHARE),
     }
     parents, share = parents_of(table, mixes_for(len(table.keys)), clock)
     return Effects(
@@ -91,12 +91,6 @@ def _effects(table: Negatives, cluster: SameCluster, ranks: Sequence[int], clock
         parents.gather(1, column),
         share.gather(1, column),
     )
-
-
-def mixes_for(images: int) -> MoCHi:
-    """MoCHi in the sizes of a queue that holds all images: an eighth of them, at most 1,024, is the pool."""
-    count = max(1, min(1024, images // 8))
-    return MoCHi(pool=count, pair_mixes=count, query_mixes=max(1, count // 8), warmup_epochs=0.0)
 
 
 def parents_of(table: Negatives, mixes: MoCHi, clock: Clock) -> tuple[Int64[Tensor, "Q N"], Float64[Tensor, "Q N"]]:
@@ -113,13 +107,16 @@ def parents_of(table: Negatives, mixes: MoCHi, clock: Clock) -> tuple[Int64[Tens
 def methods_of(material: Material) -> dict[str, str]:
     """Each method with its settings, in a sentence."""
     mixes = mixes_for(len(material.embeddings))
+    candidates = len(material.embeddings) - 1
     pairs, singles = mixes.pair_mixes, mixes.query_mixes
     return {
         "InfoNCE": f"share of the gradient on negatives at temperature {material.temperature:g}",
         "own cluster": f"removes candidates of the query's cluster, of {material.clusters} by k-means (IFND, all believed)",
         "support views": f"removes up to {TOP} candidates most similar to the query or its view, above {THRESHOLD:g} (FNC)",
-        "above the positive": "removes candidates that are more similar than the positive (ASA)",
-        "top 1 %": "removes the most similar hundredth (where the thresholds of GloFND come to rest)",
+        "above the positive": "removes candidates that are more similar than the positive (the survey's filter "
+        "below the positive; ASA's own rule only prefers candidates below it)",
+        "top 1 %": f"removes the most similar hundredth, {quantile_count(SHARE, candidates):,} of {candidates:,} (where the "
+        "thresholds of GloFND come to rest)",
         "hard weights": f"weight with beta 1, 1 on average (HCL), at temperature {material.temperature:g}",
         "MoCHi": f"parent of so many of the {pairs:,} mixes of two and {singles:,} with the query, of the {mixes.pool:,} hardest",
     }

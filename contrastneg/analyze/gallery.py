@@ -113,7 +113,7 @@ def gallery_of(material: Material, data: PretrainData, position: Int64[Tensor, "
 
 def chosen(material: Material, count: int) -> Int64[Tensor, " q"]:
     """Rows of the queries: at random, the first of each class before the second of any; without labels at random."""
-    rows = rows_asked(material.embeddings, material.labels, material.queries, material.seed)
+    rows = rows_asked(material)
     rows = rows[torch.randperm(len(rows), generator=generator(material.seed, "gallery"))]
     if material.labels is None:
         return rows[:count]

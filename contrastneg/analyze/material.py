@@ -1,5 +1,6 @@
 """What sections measure: embeddings of a set, a second view of the queries, and what is known of the images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from contrastneg.analysis.queries import ask, ask_by_class
 from contrastneg.data.module import PretrainData, StreamedCrops
 from contrastneg.data.views import finish_views
 from contrastneg.evaluate.features import HALF, evaluating
+from contrastneg.negatives.groups import group_codes
 from contrastneg.randomness import generator
 
 AT_A_TIME = 64  # images whose views are made together
@@ -40,7 +42,7 @@ class Material:
     seed: int
     """Of all draws."""
     columns: dict[str, Tensor | list] = field(default_factory=dict)
-    """Metadata of each image, by name."""
+    """Metadata of each image that some share, by name."""
     others: list[Float[Tensor, "N E"]] = field(default_factory=list)
     """Embeddings of the same images by further encoders."""
 
@@ -70,14 +72,25 @@ class Material:
         return [need for need in sorted(needs) if not there[need]]
 
 
-def rows_asked(
-    embeddings: Float[Tensor, "N D"], labels: Int64[Tensor, " N"] | None, queries: int, seed: int
-) -> Int64[Tensor, " Q"]:
+def grouping(columns: Mapping[str, Tensor | list]) -> dict[str, Tensor | list]:
+    """Columns of metadata in which two images share a value; one of lists or records has no values to share."""
+    plain = {
+        name: column
+        for name, column in columns.items()
+        if isinstance(column, Tensor) or not any(isinstance(value, list | dict) for value in column)
+    }
+    codes = {name: group_codes(column) for name, column in plain.items()}
+    return {name: plain[name] for name, code in codes.items() if bool((code[code >= 0].bincount() > 1).any())}
+
+
+def rows_asked(material: Material) -> Int64[Tensor, " Q"]:
     """Rows that any measure asks about: those drawn from all images, and those drawn where classes are compared."""
-    rows = ask(embeddings, queries=queries, seed=seed).rows
-    if labels is None:
+    x = material.embeddings
+    rows = ask(x, **material.asked).rows
+    try:
+        by_class = ask_by_class(x, material.classes, **material.asked)
+    except ValueError:  # too few images for clusters: sections that compare classes are left out for the same reason
         return rows
-    by_class = ask_by_class(embeddings, labels, queries=queries, seed=seed)
     return torch.cat([rows, by_class.position[by_class.rows]]).unique()
 
 

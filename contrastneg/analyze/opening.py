@@ -1,6 +1,5 @@
 """What an analysis looks at: the encoder up to a layer, the images, and the folder of the results."""
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +17,28 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
     """An encoder and the layer that is looked at; a run's projector comes from its checkpoint.
 
     Raises:
-        ValueError: There is no such encoder, or no projection head although it is asked for.
+        ValueError: There is no such encoder, its checkpoint is damaged, or there is no projection head although it is asked
+            for.
     """
     subject = opened(config, address)
     run = subject.run if is_whole_run(subject, address) else None
     if config.layer != "backbone" and subject.projector is None and run is not None:
-        with suppress(ValueError):  # no checkpoint: then there is no projector
-            other = opened(config, str(newest_checkpoint(run)))
-            if weights_of(other.network) == weights_of(subject.network):
-                subject = replace(subject, projector=other.projector)
+        subject = with_projector(config, subject, run)
     layer = config.layer if config.layer != "auto" else "backbone" if subject.projector is None else "projector"
     subject.encoder(layer)  # refuses a layer that is not there
     return subject, layer
+
+
+def with_projector(config: Analyze, subject: Subject, run: Path) -> Subject:
+    """The encoder of a run with the projection head of its newest checkpoint, if that has the same weights."""
+    if not any((run / "checkpoints" / name).exists() for name in ("last.ckpt", "interrupted.ckpt")):
+        return subject
+    checkpoint = newest_checkpoint(run)
+    other = opened(config, str(checkpoint))
+    if weights_of(other.network) == weights_of(subject.network):
+        return replace(subject, projector=other.projector)
+    note = f"{checkpoint.name} holds other weights than the encoder of the run, so its projection head is left out"
+    return replace(subject, notes=(*subject.notes, note))
 
 
 def opened(config: Analyze, address: str) -> Subject:

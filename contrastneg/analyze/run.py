@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contrastneg.analyze.answers import answers_of
 from contrastneg.analyze.gallery import gallery_of
-from contrastneg.analyze.material import Material, rows_asked, second_views
+from contrastneg.analyze.material import Material, grouping, rows_asked, second_views
 from contrastneg.analyze.opening import data_of, folder_of, images_of, subject_of
 from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.results import check_folder, write_results
@@ -69,9 +69,8 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
         say("gallery")
         gallery = gallery_of(material, data, position, config.gallery)
     notes = list(dict.fromkeys([*subject.notes, *notes, *notes_of(subject, layer, source, material)]))
-    answers = answers_of(
-        {name: table for part in tables.values() for name, table in part.items()}, material.temperature
-    )
+    every = {name: table for part in tables.values() for name, table in part.items()}
+    answers = answers_of(every, material.temperature, left_out)
     found = Analysis(context, tables, left_out, answers, gallery, notes)
     write_results(folder, found)
     return folder, found
@@ -97,31 +96,28 @@ def embedded(
     assert features.position is not None
     check_embeddings(features.x, source, features.position)
     labels = features.labels if two_of_a_class(features.labels) else None
-    rows = rows_asked(features.x, labels, config.queries, config.seed)
-    say(f"a second view of {len(rows):,} of them")
-    positives = features.x.clone()
-    positives[rows] = second_views(encoder, data, features.position[rows], device, dtype, seed=config.seed)
     further = []
     for other in others:
         say(f"embeddings by {other.address}")
         network = other.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = cache.features(network, data_of(config, other, source), "train", key, device, dtype)
         further.append(found.x)
-    columns = source.subset(features.position).columns
     names = [printable(name) for name in source.classes or []]
-    clusters = config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0)
     material = Material(
         features.x,
-        positives,
+        features.x.clone(),
         labels,
         names,
-        clusters,
+        config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0),
         config.queries,
         config.temperature,
         config.seed,
-        columns,
+        grouping(source.subset(features.position).columns),
         further,
     )
+    rows = rows_asked(material)
+    say(f"a second view of {len(rows):,} of them")
+    material.positives[rows] = second_views(encoder, data, features.position[rows], device, dtype, seed=config.seed)
     return data, material, features.position
 
 

@@ -8,14 +8,13 @@ import pandas as pd
 from contrastneg import analysis
 from contrastneg.analysis.hardness import TEMPERATURES
 from contrastneg.analyze import charts
-from contrastneg.analyze.charts import Drawing
-from contrastneg.analyze.material import CHECKPOINTS, CLASSES, LABELS, Material
+from contrastneg.analyze.charts import LISTED_CLASSES, MOST_FREQUENT, Drawing
+from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS, Material
 from contrastneg.analyze.tables import Tables, rows_where
 
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
-LISTED_CLASSES = 100  # from so many on the table of confusions holds the most frequent ones only
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def measure_confusion(material: Material) -> dict[str, pd.DataFrame]:
         place = table.columns.tolist().index(side) + 1
         table.insert(place, f"{side}_name", [material.names[label] for label in table[side]])
     if len(set(table["query_class"])) > LISTED_CLASSES:
-        largest = table.groupby("query_class")["rate"].rank(method="first", ascending=False) <= LISTED_CLASSES // 5
+        largest = table.groupby("query_class")["rate"].rank(method="first", ascending=False) <= MOST_FREQUENT
         table = rows_where(table, largest).reset_index(drop=True)
     return {"hard_confusion": table}
 
@@ -139,9 +138,18 @@ def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:
         material.labels,
         positives=material.positives,
         clusters=[count for count in (material.clusters * times for times in (1, 2, 4)) if count <= most],
+        columns=material.columns,
         **material.asked,
     )
     return {"false_negative_detectors": table}
+
+
+def measure_metadata(material: Material) -> dict[str, pd.DataFrame]:
+    """How similar and how false candidates are that share a value of metadata with the query."""
+    table = analysis.metadata_relations(
+        material.embeddings, material.columns, material.labels, temperature=material.temperature, **material.asked
+    )
+    return {"metadata_relations": table}
 
 
 def measure_hubs(material: Material) -> dict[str, pd.DataFrame]:
@@ -259,6 +267,14 @@ SECTIONS: dict[str, Section] = {
         "Precision and recall of what a detector finds, against the labels, which it does not see; hard lost: share of the "
         "hardest 5 % of other classes that is lost with it.",
         frozenset({LABELS}),
+    ),
+    "metadata": Section(
+        "What metadata say",
+        measure_metadata,
+        charts.of_metadata,
+        "Candidates that share a value of a column with the query: how many of them are of its class, how similar they are, and "
+        "what share of InfoNCE's gradient on negatives they have.",
+        frozenset({COLUMNS}),
     ),
     "checkpoints": Section(
         "The same hard negatives in other encoders",

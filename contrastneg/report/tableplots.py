@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.report.comparison import NAME_LENGTH, Whisker, Whiskers
 from contrastneg.report.plots import (
     BOTTOM,
     LEFT,
     RIGHT,
+    STAGE_STYLES,
     TOP,
     Chart,
     Level,
@@ -23,10 +25,8 @@ from contrastneg.report.plots import (
     value_text,
 )
 
-STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 132, 345, 22, 10  # of a chart of names, in its own units
 PER_DECADE = 60  # points of a line on a logarithmic axis
-INTERVAL = 1.96  # standard errors on each side: 95 %
 
 
 def curves(
@@ -53,7 +53,7 @@ def curves(
         levels: Horizontal lines to compare with.
     """
     lines = [
-        (Series(name, shown, STYLES[place % len(STYLES)]), shown)
+        (Series(name, shown, STAGE_STYLES[place % len(STAGE_STYLES)]), shown)
         for place, (name, points) in enumerate(series)
         if (shown := thinned([p for p in points if all(map(math.isfinite, p))], log_x))
     ]
@@ -63,10 +63,10 @@ def curves(
     heights = [*ys, *(level.value for level in levels), *([0.0 if any(ys) else 1.0] if from_zero else [])]
     y_ticks = nice_ticks(min(heights), max(heights))
     x_ticks = powers(min(xs), max(xs)) if log_x else nice_ticks(min(xs), max(xs))
-    first, last = (min(xs), max(xs)) if log_x else (x_ticks[0], x_ticks[-1])
+    first, last = (min(*xs, *x_ticks), max(*xs, *x_ticks)) if log_x else (x_ticks[0], x_ticks[-1])
 
     def place_of(x: float) -> float:
-        share = math.log(x / first) / (math.log(last / first) or 1.0) if log_x else (x - first) / (last - first)
+        share = math.log(x / first) / math.log(last / first) if log_x else (x - first) / (last - first)
         return LEFT + (RIGHT - LEFT) * share
 
     def down(y: float) -> float:
@@ -80,7 +80,7 @@ def curves(
         description="; ".join(told(title, unit, one, points, x_unit or x_title) for one, points in lines),
         x_ticks=[Tick(place_of(x), power_text(x) if log_x else tick_text(x, step)) for x in x_ticks],
         y_ticks=[Tick(down(y), tick_text(y, y_ticks[1] - y_ticks[0])) for y in y_ticks],
-        lines=[line(s, ps, [(place_of(x), down(y)) for x, y in ps], unit, x_unit) for s, ps in lines],
+        lines=[line(s, ps, [(place_of(x), down(y)) for x, y in ps], unit, x_unit or x_title) for s, ps in lines],
         levels=draw_levels([(down(level.value), level.label) for level in levels]),
         remark="",
         legend=len(lines) > 1,
@@ -130,7 +130,7 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, float, float]], *, fro
         from_zero: Whether 0 is on the axis.
     """
     known = [
-        (name, value, 0.0 if math.isnan(error) else INTERVAL * error)
+        (name, value, 0.0 if math.isnan(error) else NORMAL * error)
         for name, value, error in rows
         if math.isfinite(value)
     ]

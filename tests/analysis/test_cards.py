@@ -128,6 +128,15 @@ def test_the_oracle_leaves_no_false_negative_and_every_true_one():
     assert row.oracle
 
 
+def test_attracted_candidates_are_no_negatives():
+    x, label, positive = cloud()
+    samplers = {"attracting": [OracleSameLabel(action="attract")], "removing": [OracleSameLabel()]}
+    told = sampler_cards(x, positive, samplers, label, temperature=T).drop(columns=["sampler", "milliseconds"])
+    assert told.same_class[0] == 0
+    pd.testing.assert_series_equal(told.iloc[0], told.iloc[1], check_names=False)
+    assert sampler_agreement(x, positive, samplers, label).jaccard[0] == 1
+
+
 def test_mixes_are_no_images_and_lie_among_the_hardest():
     made = card({"mixed": [MoCHi(pool=4, pair_mixes=10, query_mixes=5, warmup_epochs=3.0)]}).iloc[0]
     plain = card({"all": []}).iloc[0]
@@ -222,10 +231,11 @@ def test_candidates_may_be_a_part_of_the_images():
 
 def test_usual_samplers_can_all_be_run_and_only_the_oracle_uses_labels():
     x, label, positive = cloud()
-    table = sampler_cards(x, positive, usual_samplers(40, 4), label, visits=2).set_index("sampler")
+    table = sampler_cards(x, positive, usual_samplers(40, 4), label).set_index("sampler")
     assert table.oracle[table.oracle].index.tolist() == ["oracle"]
     assert "oracle" not in usual_samplers(40, 4, labels=False)
     assert len(table) == 12
+    assert (table.kept["all"], table.kept["without top 1 %"]) == (39, 38)
 
 
 def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
@@ -251,7 +261,9 @@ def test_the_seed_decides_every_draw_and_timing_is_no_part_of_it():
         ({"a": []}, {"temperature": 0.0}, "temperature is "),
         ({"a": []}, {"hard": 1.0}, "hard is 1.0"),
         ({"a": []}, {"candidates": 0}, "candidates is "),
+        ({"a": []}, {"visits": -1}, "visits is -1"),
         ({"a": []}, {"columns": {"place": [1, 2]}}, "columns has 2 entries for place"),
+        ({"a": []}, {"columns": {"place": [1] * 41}}, "columns has 41 entries for place but there are 40 images"),
         ({"a": []}, {"support": torch.ones(39, 2, 6)}, "support has views of 39 images but there are 40"),
     ],
 )

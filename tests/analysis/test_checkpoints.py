@@ -62,7 +62,8 @@ def test_tenths_and_areas_are_those_of_loops_over_pairs():
 
 
 def test_the_error_of_an_area_is_that_of_another_draw_of_queries():
-    from contrastneg.analysis.checkpoints import _auc, _error
+    from contrastneg.analysis.checkpoints import _auc
+    from contrastneg.analysis.errors import clustered_error
 
     draws = np.random.default_rng(0)
     values, told = [], []
@@ -72,7 +73,7 @@ def test_the_error_of_an_area_is_that_of_another_draw_of_queries():
         score = draws.normal(size=400) + 0.5 * false + draws.normal(size=40).repeat(10)  # pairs of a query are alike
         auc, influence = _auc(score, false, query, 40)
         values.append(auc)
-        told.append(_error(influence))
+        told.append(float(clustered_error(torch.from_numpy(influence))))
     assert np.mean(told) == pytest.approx(np.std(values), rel=0.15)
 
 
@@ -90,6 +91,9 @@ def test_steady_false_negatives_support_the_claim_and_chance_does_not():
     row = chance.loc["deviation, matched"]
     assert abs(row.auc - 0.5) < 4 * row.auc_se
     assert row.low < row.auc < row.high
+    single = score_variance_claim(turned, label, queries=1)  # an error over one query is not defined
+    assert single.auc_se.isna().all()
+    assert not single.supported.any()
 
 
 def test_a_checkpoint_that_stands_still_has_no_deviation():

@@ -14,7 +14,8 @@ def test_all_ways_give_the_sum_over_pairs_and_moments_need_no_table():
     assert (table.seconds > 0).all()
     size = table.set_index(["images", "width", "way"]).bytes
     assert size[512, 8, "pairs"] == 64 * size[64, 8, "pairs"] == 4 * 512**2
-    assert size[512, 8, "moments"] < size[512, 8, "pairs"]
+    assert size[512, 8, "moments"] == 4 * (8 * 8 + 2 * 512 * 8)  # of the moment, of products with it and with queries
+    assert size[512, 8, "queue"] == 4 * 2 * 256 * 8
 
 
 def test_tables_that_are_too_large_are_not_made(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from contrastneg.analysis.errors import mean, ratio
+from contrastneg.analysis.errors import clustered_error, mean, ratio
 
 
 def test_the_error_of_a_mean_is_the_standard_deviation_over_the_root_of_the_number():
@@ -31,5 +31,6 @@ def test_a_ratio_to_the_same_whole_is_a_mean_with_its_error():
 def test_nothing_to_divide_by_and_a_single_query_give_nan():
     value, _ = ratio(torch.zeros(3), torch.zeros(3))
     _, error = mean(torch.ones(1))
+    assert clustered_error(torch.ones(1)).isnan()
     assert value.isnan()
     assert error.isnan()

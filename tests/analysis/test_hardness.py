@@ -131,3 +131,9 @@ def test_hard_may_be_above_the_median_of_the_querys_class():
         shares.append(sum(label[j] != label[i] and cosine > median for cosine, j in ranking[i]) / 39)
     assert (table.share["hard"], table.share_se["hard"]) == pytest.approx(mean_error(np.array(shares, dtype=float)))
     assert table.margin.isna().all()
+
+
+def test_an_unknown_reference_is_refused(as_users_call):
+    x, label, positive = cloud()
+    with pytest.raises(ValueError, match="^reference is 'postive': give 'positive' or 'same class'$"):
+        difficulty_shares(x, label, positive, reference="postive")

@@ -93,6 +93,7 @@ def test_a_place_at_random_has_no_effect_and_a_background_has_a_large_one():
     strong = background_effect(x + background[place], label, place).iloc[0]
     assert strong.effect > 1
     assert strong.effect > 10 * strong.effect_se
+    assert math.isnan(background_effect(x + background[place], label, place, queries=1).effect_se[0])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ def material(labels=True, **settings):
 
 
 def test_mixes_are_made_of_the_parents_that_are_counted():
-    from contrastneg.analyze.effects import mixes_for, parents_of
+    from contrastneg.analysis.cards import mixes_for
+    from contrastneg.analyze.effects import parents_of
     from contrastneg.negatives import Clock, Negatives
     from contrastneg.negatives.mixes import Pool
 
@@ -69,6 +70,19 @@ def test_gradient_weights_and_removals_are_those_of_plain_formulas():
         bar = sorted(nearest)[-10]
         assert found.removed["support views"][place].tolist() == [s >= bar and s > 0.7 for s in nearest]
         assert found.removed["own cluster"][place].tolist() == [bool(label[j] == label[row]) for j in others]
+
+
+@pytest.mark.parametrize(("images", "removed"), [(60, 0), (201, 2)])
+def test_the_top_hundredth_is_as_many_candidates_as_is_told(images, removed):
+    from contrastneg.analyze.effects import effects_of, methods_of
+    from contrastneg.analyze.material import Material
+
+    x, label, positive = cloud(images)
+    given = Material(x, positive, label, [], 4, 2048, 0.2, 0)
+    found = effects_of(given, torch.tensor([3, 20]), list(range(images - 1))).removed["top 1 %"]
+    assert found.sum(dim=1).tolist() == [removed, removed]
+    assert bool(found[:, :removed].all())
+    assert f"hundredth, {removed} of {images - 1} " in methods_of(given)["top 1 %"]
 
 
 def test_queries_are_spread_over_classes_and_ranks_over_the_ranking():

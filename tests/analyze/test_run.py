@@ -1,7 +1,7 @@
 """From an address to an analysis: numbers are those of the measures, sections that lack something say so, folders are kept."""
 
 import json
-from dataclasses import fields
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -16,6 +16,16 @@ def analyzed(run, **settings):
     from contrastneg.analyze.settings import Analyze
 
     return analyze(Analyze(encoder=str(run), **{**QUICK, **settings}))
+
+
+def pretrained(run):
+    """A run of one epoch, whose projector gives 24 numbers."""
+    from contrastneg.__main__ import main
+
+    quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
+    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.out", "24"]
+    assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,30 @@ def test_tables_are_those_of_the_measures_on_the_embeddings_themselves(whole):
     bins = analysis.hardness_bins(material.embeddings, source.labels, queries=48, seed=0)
     pd.testing.assert_frame_equal(found.tables["hardness"]["hardness_bins"], bins)
     moved = (material.positives != material.embeddings).any(dim=1).nonzero().flatten()
-    assert moved.tolist() == rows_asked(material.embeddings, source.labels, 48, 0).tolist()  # and no other row
+    assert moved.tolist() == rows_asked(material).tolist()  # and no other row
+
+
+def test_without_labels_every_query_of_the_clusters_has_a_second_view(whole):
+    from contrastneg.analysis.queries import ask, ask_by_class
+    from contrastneg.analyze.opening import images_of, subject_of
+    from contrastneg.analyze.run import embedded
+    from contrastneg.analyze.settings import Analyze
+
+    run, folder, _ = whole
+    config = Analyze(
+        encoder=str(run), **QUICK, unlabelled=True, clusters=200
+    )  # some of one image: nothing asks about it
+    subject, layer = subject_of(config, str(run))
+    source, _ = images_of(config, "shapes", 3)
+    _, material, _ = embedded(config, [subject], layer, source, folder, lambda line: None)
+    drawn, compared = (
+        ask(material.embeddings, queries=48, seed=0),
+        ask_by_class(material.embeddings, material.classes, queries=48, seed=0),
+    )
+    assert drawn.rows.tolist() != compared.rows.tolist()
+    moved = (material.positives != material.embeddings).any(dim=1)
+    assert bool(moved[drawn.rows].all())
+    assert bool(moved[compared.position[compared.rows]].all())
 
 
 def test_answers_hold_numbers_of_the_tables(whole):
@@ -111,7 +144,8 @@ def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_
     assert set(found.tables["hardness"]["hardness_bins"]["classes"]) == {"estimate: 12 clusters, seed 0"}
     assert any("rates of false negatives are estimates" in note for note in found.notes)
     assert found.answers[1].sentences[0].startswith("Estimated (estimate: 12 clusters, seed 0): ")
-    assert found.answers[2].sentences == ["Not measured: the sections that tell were left out, below is why."]
+    assert found.answers[2].sentences == ["Not measured: not asked for."]
+    assert found.answers[3].sentences == ["Not measured: the sections that tell were left out, below is why."]
     page = (folder / "analysis.html").read_text()
     assert 'id="by-class"' not in page
     assert "classes: estimate: 12 clusters" in page
@@ -119,12 +153,7 @@ def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_
 
 
 def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_path):
-    from contrastneg.__main__ import main
-
-    run = tmp_path / "run"
-    quick = ["--limit_images", "200", "--epochs", "1", "--views.size", "16", "--batch_size", "50", "--knn_every", "0"]
-    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125", "--method.projector.out", "24"]
-    assert main(["pretrain", "shapes", "--run", str(run), "--accelerator", "cpu", *quick, *small]) == 0
+    run = pretrained(tmp_path / "run")
     folder, found = analyzed(run, limit_images=200, sections=("gradient",), gallery=0)
     assert folder == run / "analysis" / "shapes-projector"
     assert found.context["layer"] == "projector"
@@ -133,6 +162,26 @@ def test_a_run_is_looked_at_through_its_projector_where_a_checkpoint_has_it(tmp_
         analyzed(run, limit_images=200, sections=("gradient",), gallery=0, layer="backbone")[0].name
         == "shapes-backbone"
     )
+
+
+def test_a_damaged_checkpoint_is_refused_and_one_of_other_weights_is_told(tmp_path):
+    import shutil
+
+    from contrastneg.analyze.opening import subject_of
+    from contrastneg.analyze.settings import Analyze
+
+    run = pretrained(tmp_path / "run")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    shutil.copy(write_encoder(tmp_path / "other") / "encoder.safetensors", run / "encoder.safetensors")
+    subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
+    assert layer == "backbone"
+    assert "last.ckpt holds other weights than the encoder of the run" in subject.notes[-1]
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="last.ckpt"):
+        subject_of(Analyze(encoder=str(run)), str(run))
+    checkpoint.unlink()
+    subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
+    assert (layer, subject.projector) == ("backbone", None)
 
 
 def test_several_checkpoints_are_compared(tmp_path):
@@ -212,9 +261,51 @@ def test_the_terminal_tells_the_four_answers(tmp_path, capsys):
     assert "analysis.html" in told
 
 
-def test_every_section_stands_on_needs_that_material_knows():
-    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS, Material
+def test_every_need_that_material_knows_is_that_of_a_section():
+    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS
     from contrastneg.analyze.sections import SECTIONS
 
-    assert all(section.needs <= {LABELS, CLASSES, CHECKPOINTS, COLUMNS} for section in SECTIONS.values())
-    assert {field.name for field in fields(Material)} >= {"embeddings", "positives", "labels", "columns", "others"}
+    needs = frozenset().union(*(section.needs for section in SECTIONS.values()))
+    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS}
+
+
+def test_columns_in_which_no_images_share_a_value_are_left_out():
+    from contrastneg.analyze.material import grouping
+
+    columns = {"place": ["a", None, "a"], "file": ["a", "b", "c"], "none": [None] * 3, "boxes": [[1], [1], [2]]}
+    columns |= {"year": torch.tensor([1, 2, 2]), "empty": []}
+    assert set(grouping(columns)) == {"place", "year"}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_metadata_are_measured_and_detect(labelled):
+    from clouds import cloud
+
+    from contrastneg.analyze.material import Material
+    from contrastneg.analyze.sections import SECTIONS
+
+    x, label, positive = cloud()
+    told = Material(
+        x,
+        positive,
+        label if labelled else None,
+        list("abcd"),
+        4,
+        2048,
+        0.2,
+        0,
+        {"place": [f"p{n}" for n in label.tolist()]},
+    )
+    section = SECTIONS["metadata"]
+    assert told.lacks(section.needs) == []
+    assert replace(told, columns={}).lacks(section.needs) == ["columns"]
+    tables = section.measure(told)
+    relations = tables["metadata_relations"].set_index("relation")
+    assert relations.rate.isna().all() != labelled
+    drawn = section.draw(tables)
+    assert len(drawn) == 2 + labelled
+    assert all("Bars: ± 1.96 standard errors over queries." in one.caption for one in drawn)
+    if labelled:
+        assert (relations.rate["place"], relations.rate["no relation"]) == (1, 0)
+        found = SECTIONS["detectors"].measure(told)["false_negative_detectors"].set_index("column")
+        assert (found.precision["place"], found.recall["place"]) == (1, 1)

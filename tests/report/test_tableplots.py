@@ -17,6 +17,22 @@ def test_a_logarithmic_axis_places_powers_evenly_and_leaves_out_what_has_no_loga
     assert not chart.legend
 
 
+def test_ticks_of_a_single_place_on_a_logarithmic_axis_lie_inside_the_chart():
+    from contrastneg.report.tableplots import curves
+
+    chart = curves("A", "%", [("one", [(16.0, 1.0)])], x_title="negatives K", log_x=True)
+    assert [tick.text for tick in chart.x_ticks] == ["16", "160"]
+    assert all(chart.left <= tick.at <= chart.right for tick in chart.x_ticks)
+
+
+def test_a_point_is_read_out_with_the_title_of_its_axis_where_that_has_no_other_name():
+    from contrastneg.report.tableplots import curves
+
+    for name, read in (("", "cosine"), ("s", "s")):
+        chart = curves("A", "", [("one", [(0.5, 2.0), (1.0, 3.0)])], x_title="cosine", x_unit=name)
+        assert all(f" {read}: " in hover.text for hover in chart.lines[0].hovers)
+
+
 def test_a_long_line_keeps_its_head_on_a_logarithmic_axis():
     from contrastneg.report.tableplots import thinned
 
