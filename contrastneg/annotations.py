@@ -13,6 +13,7 @@ import contrastneg.methods  # noqa: F401 - whose classes are looked for
 from contrastneg.data.batches import Batches
 from contrastneg.mixing import InputMix
 from contrastneg.negatives import Popularity, Stage
+from contrastneg.negatives.pipeline import descendants
 from contrastneg.objectives import Objective
 from contrastneg.schedules import Schedule
 
@@ -34,11 +35,6 @@ def choices(annotation: Any) -> list[type]:
     found = dict.fromkeys(kind for base in bases for kind in descendants(base))
     own = [kind for kind in found if kind.__module__.startswith("contrastneg.")]
     return sorted((kind for kind in own if not inspect.isabstract(kind)), key=lambda kind: kind.__name__)
-
-
-def descendants(base: type) -> list[type]:
-    """All classes below a class."""
-    return [kind for child in base.__subclasses__() for kind in (child, *descendants(child))]
 
 
 def parts(annotation: Any) -> list[Any]:

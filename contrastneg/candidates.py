@@ -48,7 +48,7 @@ def choosing(method: Any) -> list[Stage]:
 
 def source_of(method: Any) -> Stage | None:
     """The stage that chooses a method's candidates in place of its queue or batch, if there is one."""
-    return next((s for s in reversed(choosing(method)) if getattr(s, "combine", "replace") == "replace"), None)
+    return next((stage for stage in reversed(method.stages) if stage.replaces_candidates), None)
 
 
 def batch_candidates(method: Any, global_batch: int) -> int | None:

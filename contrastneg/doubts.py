@@ -8,7 +8,6 @@ from contrastneg.mixing import InputMix
 from contrastneg.negatives import (
     AbovePositive,
     AdaptiveCount,
-    AdversarialBank,
     BestResponse,
     ClusterSize,
     CooccurrenceRows,
@@ -127,10 +126,6 @@ BROUGHT: dict[type, tuple[str, ...]] = {
 }  # settings whose sum is how many candidates a source brings a query; of others no bound is known
 
 
-def _replaces(stage: Stage) -> bool:
-    return isinstance(stage, AdversarialBank) or (stage.chooses and getattr(stage, "combine", None) == "replace")
-
-
 def _at_ends(stage: Stage, name: str) -> list[float]:
     """A setting that counts at both ends of the run, infinite where there is none."""
     setting = getattr(stage, name)
@@ -142,7 +137,7 @@ def _left_by(stage: Stage, left: list[float]) -> list[float]:
     if stage.kind == "source" and stage.chooses:
         parts = [_at_ends(stage, name) for name in BROUGHT.get(type(stage), ())]
         brought = [sum(part[end] for part in parts) if parts else math.inf for end in (0, 1)]
-        return brought if _replaces(stage) else [old + new for old, new in zip(left, brought, strict=True)]
+        return brought if stage.replaces_candidates else [old + new for old, new in zip(left, brought, strict=True)]
     if stage.kind == "select" and "count" in stage.of_candidates and not isinstance(stage, AdaptiveCount):
         return [min(pair) for pair in zip(left, _at_ends(stage, "count"), strict=True)]
     return left
@@ -172,7 +167,7 @@ def idle_queue(stages: Sequence[Stage]) -> list[str]:
         f"{named(number, stage)} replaces the candidates of the queue, which is filled and compared for train/accuracy alone: set "
         "--method.queue_size 0"
         for number, stage in enumerate(stages)
-        if _replaces(stage)
+        if stage.replaces_candidates
     ]
 
 

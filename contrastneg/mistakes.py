@@ -24,13 +24,15 @@ from contrastneg.annotations import (
 from contrastneg.config import Pretrain
 from contrastneg.mixing import InputMix
 from contrastneg.negatives import Stage
-from contrastneg.objectives import Objective
+from contrastneg.objectives import PARTS, Objective
 from contrastneg.wording import closest
 
-HOMES = {pl.LightningModule: "method", Objective: "method.loss", Stage: "method.stages", InputMix: "method.mixing"}
-CATALOGUED = (Stage, Objective)
-ONE_OF: dict[type, str] = {Stage: "a stage"}
-
+HOMES: dict[type, tuple[str, str]] = {
+    pl.LightningModule: (NAMED_BY_CLASS[pl.LightningModule], "method"),
+    **PARTS,
+    InputMix: (NAMED_BY_CLASS[InputMix], "method.mixing"),
+}
+"""What one of each kind of class is called, and the setting that it belongs to."""
 MEANT = ("name", "size", "out")  # settings of a record that a value in its place is taken for
 
 
@@ -230,9 +232,9 @@ def unknown_class(wrong: str, place: Place, key: str) -> str:
 
 def of_another_kind(wrong: str, annotation: Any) -> str | None:
     """What a name stands for that is right elsewhere; None for a name that is not."""
-    for base, setting in HOMES.items():
+    for base, (what, setting) in HOMES.items():
         if base not in parts(annotation) and wrong in [kind.__name__ for kind in choices(base)]:
-            return f"{wrong} is {ONE_OF.get(base, NAMED_BY_CLASS[base])}: {setting}"
+            return f"{wrong} is {what}: {setting}"
     return None
 
 
@@ -240,9 +242,9 @@ def class_instead(wrong: str, annotation: Any) -> str:
     """The most similar name of a class that may stand somewhere, or where to find all of them."""
     kinds = choices(annotation)
     names = [kind.__name__ for kind in kinds]
-    bases = [base for base in CATALOGUED if base in parts(annotation)]
+    bases = [base for base in PARTS if base in parts(annotation)]  # what the catalogue lists
     if bases and not closest(wrong, names):
-        return f"give {ONE_OF.get(bases[0], NAMED_BY_CLASS[bases[0]])}, `contrastneg catalogue` lists them"
+        return f"give {PARTS[bases[0]][0]}, `contrastneg catalogue` lists them"
     return nearest(wrong, names)
 
 

@@ -522,6 +522,10 @@ def square_mean(sums: Sums, target: float) -> tuple[Tensor, Tensor]:
     return sums.square_sum(target) / count.masked_fill(empty, 0).exp(), empty
 
 
+PARTS: dict[type, tuple[str, str]] = {Stage: ("a stage", "method.stages"), Objective: ("a loss", "method.loss")}
+"""What a part of a method is called, and the setting that it belongs to."""
+
+
 def check_parts(stages: Any, loss: Any) -> None:
     """Refuse, of a method made in Python, what is no list of stages and what is no loss.
 
@@ -537,16 +541,14 @@ def check_parts(stages: Any, loss: Any) -> None:
 
 def check_part(part: Any, kind: type, key: str) -> None:
     """Refuse what is no object of a kind, a stage or a loss, where one must stand."""
-    names = {Stage: "a stage", Objective: "a loss"}
-    homes = {Stage: "method.stages", Objective: "method.loss"}
     if isinstance(part, kind):
         return
     if isinstance(part, type) and issubclass(part, kind):
         raise ValueError(f"{key} is {shown(part)}: give an object, {part.__name__}(...)")
-    other = next((other for other in names if isinstance(part, other)), None)
-    if other is not None:
-        name = type(part).__name__
-        raise ValueError(f"{key}: {name} is {names[other]}, not {names[kind]}: it belongs to {homes[other]}")
+    wanted = PARTS[kind][0]
+    for other, (what, home) in PARTS.items():
+        if isinstance(part, other):
+            raise ValueError(f"{key}: {type(part).__name__} is {what}, not {wanted}: it belongs to {home}")
     raise ValueError(
-        f"{key} is {shown(part)}: give {names[kind]}, for instance {'MoCHi()' if kind is Stage else 'InfoNCE()'}"
+        f"{key} is {shown(part)}: give {wanted}, for instance {'MoCHi()' if kind is Stage else 'InfoNCE()'}"
     )

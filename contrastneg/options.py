@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from contrastneg.analyze.sections import SECTIONS
-from contrastneg.analyze.settings import Analyze
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import WrongSetting
 from contrastneg.data.duplicates import THRESHOLD
@@ -24,8 +22,16 @@ from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
 
-Settings = TypeVar("Settings", Evaluate, Analyze)
+if TYPE_CHECKING:  # all measures come with it, and pandas: only the verb that takes them pays for that
+    import contrastneg.analyze.settings
+
+Settings = TypeVar("Settings", bound=Any)
 ENCODER = "ENCODER is a run folder, a checkpoint (of ours or of another project), a .safetensors file, timm:NAME or torchvision:NAME."
+SEVERAL = {
+    "evaluate": "contrastneg evaluate --compare {} {} compares runs that were evaluated",
+    "analyze": "contrastneg analyze {} --checkpoints {} measures both",
+}
+"""How each verb that looks at an encoder is told of two runs."""
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
@@ -261,12 +267,15 @@ def parse_evaluate(arguments: Sequence[str]) -> Evaluate | Compare:
     )
 
 
-def parse_analyze(arguments: Sequence[str]) -> Analyze:
+def parse_analyze(arguments: Sequence[str]) -> "contrastneg.analyze.settings.Analyze":
     """Settings of ``contrastneg analyze``.
 
     Raises:
         ValueError: If a name or a value is not valid.
     """
+    from contrastneg.analyze.sections import SECTIONS
+    from contrastneg.analyze.settings import Analyze
+
     return settings_of(
         "analyze",
         Analyze,
@@ -299,15 +308,20 @@ def settings_of(verb: str, kind: type[Settings], description: str, usage: str, g
         raise ValueError(
             f"no encoder: name a run folder, a checkpoint or timm:NAME, for instance `contrastneg {verb} RUN`"
         )
-    if settings.data is not None and (Path(settings.data) / "config.yaml").exists():
-        raise ValueError(
-            f"{settings.data} is a run, not a set of images: contrastneg evaluate --compare {settings.encoder} {settings.data} "
-            "compares runs that were evaluated"
-        )
+    if settings.data is not None and is_run(Path(settings.data)):
+        instead = SEVERAL[verb].format(settings.encoder, settings.data)
+        raise ValueError(f"{settings.data} is a run, not a set of images: {instead}")
     try:
         return kind(**{field.name: settings[field.name] for field in fields(kind)})
     except WrongSetting as error:
         raise error.at("") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds what a run leaves, and not only a settings file beside pictures."""
+    return (folder / "config.yaml").exists() and any(
+        (folder / name).exists() for name in ("encoder.safetensors", "checkpoints")
+    )
 
 
 def listed(arguments: Sequence[str], kind: type) -> list[str]:

@@ -39,7 +39,7 @@ from contrastneg.card import (
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data, unanswered_notes
+from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,
@@ -53,7 +53,6 @@ from contrastneg.evaluate.online import OnlineKnn, OnlineProbe
 from contrastneg.memory import check_memory, is_out_of_memory, out_of_memory
 from contrastneg.randomness import derive_seed
 from contrastneg.report.page import write_report
-from contrastneg.report.records import HELD_OUT_NOTE
 from contrastneg.runfolder import (
     AtomicCheckpoints,
     Checkpoints,
@@ -70,6 +69,7 @@ from contrastneg.runfolder import (
 from contrastneg.signals import Signals
 from contrastneg.stepping import all_embeddings
 from contrastneg.subjects import write_encoder
+from contrastneg.wording import asked_images
 from contrastneg.writing import write_text
 
 RUN_VARIABLE = "CONTRASTNEG_RUN"  # tells the other processes of a run which folder its first process chose
@@ -302,7 +302,6 @@ def finish(
         table, score_notes, pictures = final_scores(
             config, method.backbone, untrained.to(method.dtype), data, device, dtype, say=output.print
         )
-        score_notes = [*unanswered_notes(data.sets["train"], data.sets["test"]), *score_notes]
     summary = {
         "command": first_command(folder),
         "method": type(method).__name__,
@@ -318,9 +317,7 @@ def finish(
         write_json(folder / "summary.json", summary)
         page = write_report(folder)
         if table:
-            held_out = any(note.startswith(HELD_OUT_NOTE) for note in notes)
-            asked = "held-out images" if held_out else "test images"
-            output.print(score_table(table, len(data.labels("test")), asked))
+            output.print(score_table(table, len(data.labels("test")), asked_images(notes)))
         for note in score_notes:
             output.print(f"[yellow]note[/] {shown(note)}")
         output.print(shown(f"encoder {folder / 'encoder.safetensors'}\nreport  {page}"))

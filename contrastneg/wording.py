@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+HELD_OUT_NOTE = "no test images"  # how the note of a run begins that held its asked images out of the others
+
 
 def count_of(number: int, thing: str, plural: str | None = None) -> str:
     """A number with its noun in the singular or plural: "1 folder", "2 classes".
@@ -39,3 +41,12 @@ def percent(score: float) -> str:
         score: In percent, finite.
     """
     return f"{round(score, 3):.1f}"
+
+
+def asked_images(notes: Iterable[str]) -> str:
+    """What the scores of a run are taken on.
+
+    Args:
+        notes: What was told of the run.
+    """
+    return "held-out images" if any(note.startswith(HELD_OUT_NOTE) for note in notes) else "test images"

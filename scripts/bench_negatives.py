@@ -201,7 +201,8 @@ def compare(queue: Queue, rounds: int, only: list[str]) -> None:
 
 def mixing_errors(queue: Queue) -> tuple[float, float]:
     """Largest relative error of a MoCHi step's losses, and of its gradient, against the same mixes made in float64."""
-    (x, y), a, (z,), b, pool = drawn_by_mochi(queue)
+    pool = pool_of_mochi(queue)
+    (x, y, a), (z, b) = negatives.MoCHi().drawn(pool, CLOCK)
     keys = (queue.query_id, queue.keys, queue.key_id)
     loss = contrast(queue.query, queue.positive, *keys, [negatives.MoCHi()], TEMPERATURE, CLOCK)[0]
     (found,) = torch.autograd.grad(loss.sum(), queue.query)
@@ -220,15 +221,11 @@ def mixing_errors(queue: Queue) -> tuple[float, float]:
     return worst, gradient
 
 
-def drawn_by_mochi(queue: Queue) -> tuple[Tensor, Tensor, Tensor, Tensor, Pool]:
-    """The ranks and coefficients that MoCHi draws with its defaults, and the pool they are ranks in."""
+def pool_of_mochi(queue: Queue) -> Pool:
+    """What MoCHi with its defaults makes its mixes of."""
     query, nobody = queue.query.detach(), torch.empty(0, 2, dtype=torch.long)
     found = search(query, queue.keys, nobody, POOL, temperature=TEMPERATURE, with_gradient=False)
-    pool = Pool.found(query, queue.keys, found.column, found.size, found.similarity, whole=True)
-    draws = CLOCK.generator("MoCHi")
-    pairs, a = pool.draw(PAIRS, 2, (0.0, 1.0), draws)
-    singles, b = pool.draw(SINGLES, 1, (0.0, 0.5), draws)
-    return pairs, a, singles, b, pool
+    return Pool.found(query, queue.keys, found.column, found.size, found.similarity, whole=True)
 
 
 def mochi_speeds(queue: Queue, rounds: int) -> list[Figure]:

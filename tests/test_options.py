@@ -55,8 +55,15 @@ def test_what_is_wrong_is_named(arguments, words):
         parsed(*arguments)
 
 
-def test_two_runs_without_a_word_are_told_how_they_are_compared(tmp_path):
+@pytest.mark.parametrize("left", ["encoder.safetensors", "checkpoints"])
+def test_two_runs_without_a_word_are_told_how_they_are_compared(left, tmp_path):
     (tmp_path / "config.yaml").write_text("data: shapes\n")
+    (tmp_path / left).mkdir()
     words = "is a run, not a set of images: contrastneg evaluate --compare run .* compares runs that were evaluated"
     with pytest.raises(ValueError, match=words):
         parsed("run", str(tmp_path))
+
+
+def test_a_folder_of_pictures_may_hold_a_settings_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("source: microscope 2\n")
+    assert parsed("run", str(tmp_path)).data == str(tmp_path)

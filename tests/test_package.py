@@ -55,3 +55,19 @@ assert "torch" not in sys.modules
 assert cn.losses.info_nce and cn.negatives.SameCluster and cn.objectives.InfoNCE
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_only_the_verb_that_analyzes_loads_the_measures_and_pretraining_no_pandas():
+    code = """
+import sys
+import contrastneg.options
+import contrastneg.pretrain
+from contrastneg.commandline import parse_pretrain
+parse_pretrain(["shapes"])
+assert "pandas" not in sys.modules
+contrastneg.options.parse_evaluate(["run"])
+assert not [name for name in sys.modules if name.startswith("contrastneg.analy")]
+assert contrastneg.options.parse_analyze(["run"]).asked
+assert "contrastneg.analysis" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -17,3 +17,10 @@ def test_a_score_is_rounded_alike_from_a_32_bit_number_and_from_a_64_bit_one():
     from contrastneg.wording import percent
 
     assert percent(100 * 0.1174999997019767) == percent(100 * 0.1175) == percent(11.75) == "11.8"
+
+
+def test_held_out_images_are_told_from_test_images_by_the_notes_of_a_run():
+    from contrastneg.wording import HELD_OUT_NOTE, asked_images
+
+    assert asked_images(["one", f"{HELD_OUT_NOTE}: every 10th labelled image is asked about"]) == "held-out images"
+    assert asked_images(["one", f"the scores have {HELD_OUT_NOTE}"]) == asked_images([]) == "test images"

@@ -13,8 +13,7 @@ from contrastneg.config import Pretrain
 from contrastneg.data.scan import in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
 from contrastneg.randomness import generator
-from contrastneg.report.records import HELD_OUT_NOTE
-from contrastneg.wording import count_of
+from contrastneg.wording import HELD_OUT_NOTE, count_of
 
 MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
 BAD_IMAGES = "bad_images.txt"  # file of a run folder

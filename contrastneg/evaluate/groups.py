@@ -8,7 +8,7 @@ from torch import Tensor
 from contrastneg.data.imageset import ImageSet
 
 COLUMNS = ("group", "sequence")  # metadata that says so by its name
-NO_ORIGIN = ("-1", "None", "")
+NO_ORIGIN = ("-1", "-1.0", "nan", "None", "")
 
 
 def group_column(source: ImageSet, asked: str) -> str | None:

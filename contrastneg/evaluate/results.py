@@ -72,7 +72,7 @@ class Score:
         if self.unit != "%":
             if float(self.value).is_integer():
                 return f"{self.value:,.0f}"
-            return f"{self.value:#.3g}".removesuffix(".") if abs(self.value) < 1000 else f"{self.value:,.0f}"
+            return f"{self.value:#.3g}".removesuffix(".") if abs(self.value) < 999.5 else f"{self.value:,.0f}"
         if not interval or self.low is None or self.high is None:
             return f"{self.value:.1f}"
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"

@@ -17,13 +17,15 @@ from contrastneg.report.page import write_report
 
 
 class Meter:
-    """A bar under the line of a long step; on a terminal only, and gone when the step ends."""
+    """A bar under the line of a long step; on a terminal only, and gone when the step ends.
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
+    Args:
+        console: Where it is shown.
+    """
+
+    def __init__(self, console: Console) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.end()
 
     def update(self, done: int, total: int) -> None:
         """Show how much is done."""
@@ -36,14 +38,15 @@ class Meter:
 
     def end(self) -> None:
         """Take the bar away."""
-        self.bar.stop()
+        if self.bar.live.is_started:  # one that is not would answer with an empty line
+            self.bar.stop()
         for task in self.bar.task_ids:
             self.bar.remove_task(task)
 
 
 def evaluate_and_tell(config: Evaluate) -> None:
     """Evaluate, with a line for each step on the way, a bar for long ones, and each set's table when it is done."""
-    output, meter = Output(enabled=distributed.is_first_process()), Meter()
+    output, meter = Output(enabled=distributed.is_first_process()), Meter(Console(stderr=True))
 
     def say(line: str) -> None:
         meter.end()

@@ -304,6 +304,11 @@ class Stage(Checked, ABC):
         return self.kind == "source"
 
     @property
+    def replaces_candidates(self) -> bool:
+        """Whether its candidates take the place of those before it; with a setting ``combine`` that is "append" they join them."""
+        return self.chooses and getattr(self, "combine", "replace") == "replace"
+
+    @property
     def attracts(self) -> bool:
         """Whether it marks candidates as further positives, which only losses of several positives look at."""
         return False

@@ -1,9 +1,9 @@
 """A list of stages: whether it can be right, running it, and what it did to the table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,6 +13,8 @@ from contrastneg import distributed
 from contrastneg.checks import WrongSetting, refusal_of
 from contrastneg.negatives.core import KINDS, PHRASES, WORDS, Clock, Facts, Negatives, Stage, of_image
 from contrastneg.schedules import value
+
+Kind = TypeVar("Kind")
 
 
 def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | None = None) -> None:
@@ -49,10 +51,9 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
             )
         for need in sorted(stage.needs - holds):
             raise ValueError(f"{name} needs {PHRASES.get(need, need)}, {missing(need, taken, place)}")
-        if source and stage.chooses and getattr(stage, "combine", None) == "replace":
-            raise ValueError(
-                f"{name} replaces the candidates that {source} chose: give it combine append, or leave one of them out"
-            )
+        if source and stage.replaces_candidates:
+            append = "give it combine append, or " if hasattr(stage, "combine") else ""
+            raise ValueError(f"{name} replaces the candidates that {source} chose: {append}leave one of them out")
         source = name if stage.chooses else source
         if stage.kind in taken:
             raise ValueError(
@@ -120,17 +121,15 @@ def missing(need: str, taken: Mapping[str, str], place: int) -> str:
     if need in taken:
         return f"which it cannot have after {taken[need]}: leave one of them out"
     givers = sorted(
-        {kind.__name__ for kind in kinds_of_stage() if need in given(kind) and KINDS.index(kind.kind) <= place}
+        {kind.__name__ for kind in descendants(Stage) if need in given(kind) and KINDS.index(kind.kind) <= place}
     )
     put = f"put {' or '.join(givers)} before it, or " if givers else ""
     return f"which no stage before it gives: {put}leave it out"
 
 
-def kinds_of_stage(of: type[Stage] = Stage) -> Iterator[type[Stage]]:
-    """Every class of stages."""
-    for kind in of.__subclasses__():
-        yield kind
-        yield from kinds_of_stage(kind)
+def descendants(base: type[Kind]) -> list[type[Kind]]:
+    """All classes below a class."""
+    return [kind for child in base.__subclasses__() for kind in (child, *descendants(child))]
 
 
 def given(kind: type[Stage]) -> frozenset[str]:

@@ -12,9 +12,9 @@ from contrastneg.report.curves import charts
 from contrastneg.report.evaluations import EvaluationTable, evaluation_tables
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
 from contrastneg.report.plots import Chart
-from contrastneg.report.records import HELD_OUT_NOTE, Records, finite, number, read_records, shortfall, voters
+from contrastneg.report.records import Records, finite, number, read_records, shortfall, voters
 from contrastneg.report.templating import render
-from contrastneg.wording import count_of, duration, percent
+from contrastneg.wording import asked_images, count_of, duration, percent
 from contrastneg.writing import write_text
 
 
@@ -92,7 +92,7 @@ def build_page(records: Records, evaluations: Sequence[EvaluationTable] = ()) ->
         scores=[score(row, rows[0]) for row in rows],
         verdict=verdict(records, rows),
         table=score_rows(rows),
-        table_remark=table_remark(rows, asked_images(records)),
+        table_remark=table_remark(rows, asked_images(told(records))),
         charts=charts(records.metrics, rows),
         negatives=candidate_charts(records.metrics),
         negatives_remark=negatives_remark(records),
@@ -151,7 +151,8 @@ def facts(records: Records) -> list[str]:
     if math.isfinite(parameters := number(summary.get("parameters"))):
         found.append(f"{parameters:,.0f} parameters")
     if math.isfinite(epochs := number(config.get("epochs"))):
-        found.append(length(int(epochs), config.get("max_steps"), records.metrics))
+        steps = ended_by_steps(records)
+        found.append(count_of(steps, "optimizer step") if steps else count_of(int(epochs), "epoch"))
     if math.isfinite(batch := number(config.get("batch_size"))):
         found.append(f"batches of {batch:.0f}")
     if math.isfinite(seconds := number(summary.get("train_seconds"))):
@@ -163,12 +164,10 @@ def facts(records: Records) -> list[str]:
     return found
 
 
-def length(epochs: int, max_steps: int | None, metrics: dict[str, list[float | None]]) -> str:
-    """How long the run is: in epochs, or in optimizer steps where these end it earlier."""
-    reached = finite(metrics.get("step", []))
-    if max_steps is not None and reached and max(reached) + 1 >= max_steps:
-        return count_of(max_steps, "optimizer step")
-    return count_of(epochs, "epoch")
+def ended_by_steps(records: Records) -> int | None:
+    """How many optimizer steps the run was given, where they ended it before its epochs did."""
+    most, reached = records.config.get("max_steps"), finite(records.metrics.get("step", []))
+    return most if most is not None and reached and max(reached) + 1 >= most else None
 
 
 def score(row: dict[str, Any], key: dict[str, Any]) -> Score:
@@ -199,13 +198,18 @@ def verdict(records: Records, rows: list[dict[str, Any]]) -> str:
         return f"{state}; nothing is logged yet."
     knn_scores = finite(records.metrics.get("knn/top1", []))
     knn = f"; last kNN top-1 while training: {percent(100 * knn_scores[-1])} %" if knn_scores else ""
-    return f"{state}; logged up to epoch {max(epochs) + 1:.0f} of {records.config.get('epochs') or '?'}{knn}."
+    whole = "" if ended_by_steps(records) else f" of {records.config.get('epochs') or '?'}"
+    return f"{state}; logged up to epoch {max(epochs) + 1:.0f}{whole}{knn}."
 
 
 def notes(records: Records, rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know, each once; what the verdict says already is left out."""
-    told = dict.fromkeys(str(note) for note in as_list(records.summary.get("notes")))
-    return [note for note in told if note != shortfall(rows)]
+    return [note for note in dict.fromkeys(told(records)) if note != shortfall(rows)]
+
+
+def told(records: Records) -> list[str]:
+    """The notes of the run."""
+    return [str(note) for note in as_list(records.summary.get("notes"))]
 
 
 def sentence(text: str) -> str:
@@ -225,12 +229,6 @@ def score_rows(rows: list[dict[str, Any]]) -> list[TableRow]:
         )
         for row in rows
     ]
-
-
-def asked_images(records: Records) -> str:
-    """What scores are taken on, as the notes of the run tell it."""
-    held_out = any(str(note).startswith(HELD_OUT_NOTE) for note in as_list(records.summary.get("notes")))
-    return "held-out images" if held_out else "test images"
 
 
 def table_remark(rows: list[dict[str, Any]], asked: str) -> str:
@@ -263,7 +261,7 @@ def neighbour_remark(records: Records, rows: list[Row]) -> str:
         if kinds
         else ""
     )
-    asked = sentence(asked_images(records)).rstrip(".")
+    asked = sentence(asked_images(told(records))).rstrip(".")
     return f"{asked} (outlined) and their nearest training images {alike}.{right} The number is the cosine."
 
 

@@ -122,7 +122,6 @@ def voters(rows: Sequence[dict[str, Any]]) -> str:
     return " or ".join(dict.fromkeys(str(row.get("knn_k", "?")) for row in rows))
 
 
-HELD_OUT_NOTE = "no test images"  # how the note of a run begins that held its asked images out of the others
 COMPARED = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
 

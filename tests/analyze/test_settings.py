@@ -1,5 +1,7 @@
 """The command line of an analysis."""
 
+import re
+
 import pytest
 
 
@@ -36,6 +38,16 @@ def test_all_means_every_section():
 def test_a_wrong_setting_is_refused_by_its_name(arguments, words):
     with pytest.raises(ValueError, match=words):
         parsed(*arguments)
+
+
+def test_a_second_run_is_answered_with_the_option_that_takes_it(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: shapes\n")
+    assert parsed("run", str(tmp_path)).data == str(tmp_path)  # any folder of pictures may hold one
+    (tmp_path / "encoder.safetensors").touch()
+    words = f"{tmp_path} is a run, not a set of images: contrastneg analyze run --checkpoints {tmp_path} measures both"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parsed("run", str(tmp_path))
+    assert parsed("run", "--checkpoints", str(tmp_path)).checkpoints == (str(tmp_path),)
 
 
 def test_the_help_of_the_verb_lists_the_sections(capsys):

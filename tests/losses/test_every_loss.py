@@ -81,13 +81,16 @@ def test_forms_of_log_sum_exps_refuse_what_is_not_one_value_per_query():
         getattr(losses, name) for name in losses.__all__ if "lse" in inspect.signature(getattr(losses, name)).parameters
     ]
     assert len(forms) >= 7
+    tried = 0
     for form in forms:
         needed = [p for p in inspect.signature(form).parameters.values() if p.default is p.empty]
         vectors = [p for p in needed if p.kind is p.POSITIONAL_OR_KEYWORD]
         numbers = {p.name: 0.5 for p in needed if p.kind is p.KEYWORD_ONLY}
-        if len(vectors) > 1:
+        if len(vectors) > 1:  # of one vector alone there is nothing that it could be broadcast with
+            tried += 1
             with pytest.raises(ValueError, match=r"\(5, 1\), \(5,\)"):
                 form(torch.rand(5, 1), *(torch.rand(5) for _ in vectors[1:]), **numbers)
+    assert tried == len(forms) - 1
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(6, 3\)"):
         losses.nt_xent(torch.rand(4, 3), torch.rand(6, 3), temperature=0.5)
 

@@ -390,6 +390,11 @@ def test_an_unfinished_run_tells_how_far_it_is(run: Path) -> None:
     (run / "pictures.npz").unlink()
     text = Elements(page_of(run)).text
     assert "The run is not finished; logged up to epoch 4 of 4; last kNN top-1 while training: 78.8 %." in text
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": 100, "max_steps": 40}))
+    ended = Elements(page_of(run)).text
+    assert "logged up to epoch 4; last kNN top-1" in ended
+    assert "of 100" not in ended
     assert re.search(r"Command\s+contrastneg pretrain", text)  # it is recorded when a run begins
     assert "command" not in text[text.index("Environment") :]
 
