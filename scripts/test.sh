@@ -12,5 +12,5 @@ fi
 ruff check .
 ruff format --check .
 pyright
-# One thread in each of one process more than there are cores: tests are many and small, and some wait for others they start.
-OMP_NUM_THREADS=1 pytest --numprocesses="$(($(python -c 'import os; print(os.cpu_count())') + 1))" --dist=worksteal "$@"
+# One thread in each of as many processes as there are cores: tests are many and small.
+OMP_NUM_THREADS=1 pytest --numprocesses=auto --dist=worksteal "$@"
