@@ -2,7 +2,7 @@
 
 The rows are those of the survey of methods, section 3.4. Without a test of refusal are:
 
-- a queue under caches and chains: those bring a memory of all images of their own;
+- a queue under caches and chains: those bring a memory of all images of their own, which a queue that turns over leaves alone;
 - BPR or Triplet with weights of another sum: both take the weighted mean, which has no sum: noted (``tests/test_doubts.py``);
 - adversarial views in input space over a queue: not built.
 """
@@ -15,6 +15,7 @@ from contrastneg import negatives
 from contrastneg.doubts import doubts
 from contrastneg.negatives import (
     Clock,
+    Facts,
     HardnessBand,
     HardnessWeight,
     Negatives,
@@ -135,6 +136,24 @@ def test_a_margin_on_cosines_has_no_softmax_to_correct():
     assert line.startswith(
         "method.loss CosineContrastive needs candidates whose draw is not corrected, which it cannot have after method.stages[1] Sam"
     )
+
+
+@pytest.mark.parametrize("name", ["HardCache", "MetropolisChain", "ScoreHistory"])
+def test_caches_and_chains_keep_their_candidates_when_the_keys_have_left_the_queue(name):
+    (stage,) = stages_of(name)
+    images, batch = 64, 8
+    stage.begin(Facts(images, 6))
+    keys = torch.nn.functional.normalize(torch.randn(images, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    first, last = torch.arange(batch), torch.arange(images - batch, images)
+    for epoch in range(2):  # while the queue holds one batch
+        for ids in torch.arange(images).split(batch):
+            stage.update(keys[ids], ids, Clock(0, 1, epoch, 0))
+    queue = Negatives.of(keys[first], keys[first], keys[last], query_id=first, key_id=last)
+    after = run_stages(queue, [stage], Clock(1, 2, 1.0, 0))
+    older = after.kept & ~torch.isin(after.key_id, last)
+    assert older.any(dim=1).all()
+    expected = (keys[first][:, None] * keys[after.key_id]).sum(dim=2)
+    torch.testing.assert_close(after.similarity[older], expected[older])
 
 
 @pytest.mark.parametrize("made", MADE)
