@@ -7,6 +7,8 @@ The rows are those of the survey of methods, section 3.4. Without a test of refu
 - adversarial views in input space over a queue: not built.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from try_all import LOSSES, STAGES, built, named
@@ -39,8 +41,21 @@ from contrastneg.objectives import (
 from contrastneg.schedules import Power
 
 
+@cache
+def stage_of(name):
+    """One of each is enough: nothing but the test of keys that left the queue changes a stage, and that has its own."""
+    (stage,) = built(Stage, [named(name, STAGES[name])])
+    return stage
+
+
+@cache
+def loss_of(name):
+    (loss,) = built(Objective, [named(name, LOSSES[name])])
+    return loss
+
+
 def stages_of(*names):
-    return built(Stage, [named(name, STAGES[name]) for name in names])
+    return [stage_of(name) for name in names]
 
 
 PROVIDES = {"queue", "id", "support"}
@@ -56,9 +71,8 @@ def check(stages, loss):
 
 
 def refusal(*names, loss="InfoNCE"):
-    stages, (made,) = stages_of(*names), built(Objective, [named(loss, LOSSES[loss])])
     with pytest.raises(ValueError, match=".") as refused:
-        check(stages, made)
+        check(stages_of(*names), loss_of(loss))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -126,9 +140,8 @@ def test_a_debiased_loss_takes_candidates_drawn_alike_only(name, loss):
 
 @pytest.mark.parametrize("loss", ["Debiased", "HardWeighted"])
 def test_a_debiased_loss_takes_what_leaves_the_law_alone(loss):
-    (loss,) = built(Objective, [named(loss, LOSSES[loss])])
     for name in set(IID) - {"SamplingCorrection"}:
-        check_objective(loss, stages_of(name), 0.2)
+        check_objective(loss_of(loss), stages_of(name), 0.2)
 
 
 def test_a_margin_on_cosines_has_no_softmax_to_correct():
@@ -140,7 +153,7 @@ def test_a_margin_on_cosines_has_no_softmax_to_correct():
 
 @pytest.mark.parametrize("name", ["HardCache", "MetropolisChain", "ScoreHistory"])
 def test_caches_and_chains_keep_their_candidates_when_the_keys_have_left_the_queue(name):
-    (stage,) = stages_of(name)
+    (stage,) = built(Stage, [named(name, STAGES[name])])
     images, batch = 64, 8
     stage.begin(Facts(images, 6))
     keys = torch.nn.functional.normalize(torch.randn(images, 6, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -185,9 +198,8 @@ def test_a_loss_over_every_pair_takes_no_stage_that_chooses_makes_or_weighs_pair
 
 @pytest.mark.parametrize("loss", ["Spectral", "Square"])
 def test_a_loss_over_every_pair_takes_weights_of_images_groups_that_are_dropped_and_sources(loss):
-    (loss,) = built(Objective, [named(loss, LOSSES[loss])])
     for name in sorted(set(STAGES) - set(BY_PAIR)):
-        check(stages_of(name), loss)
+        check(stages_of(name), loss_of(loss))
     check([HardnessBand(), UniformSubset()], AlignUniform())
 
 
