@@ -84,6 +84,14 @@ def test_the_effect_of_a_place_is_that_of_a_loop_over_pairs():
     assert (row.pairs_here, row.pairs_elsewhere) == pytest.approx((len(here) / 40, len(elsewhere) / 40))
 
 
+def test_the_effect_of_a_place_that_is_half_of_each_vector_has_a_closed_form():
+    place, label = torch.arange(12) % 2, torch.arange(12) // 4
+    of_class = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # cosines 0.6, 0 and 0
+    row = background_effect(torch.cat([torch.eye(2)[place], of_class[label]], dim=1), label, place).iloc[0]
+    assert (row.here, row.elsewhere) == pytest.approx((0.6, 0.1))
+    assert row.effect == pytest.approx(0.5 / (0.5 * 0.6 * math.sqrt(2) / 3), rel=1e-5)
+
+
 def test_a_place_at_random_has_no_effect_and_a_background_has_a_large_one():
     draws = torch.Generator().manual_seed(0)
     x, label = torch.randn(500, 8, generator=draws), torch.randint(4, (500,), generator=draws)
