@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 
 def blobs(n, noise, seed, classes=5, width=12):
@@ -34,6 +35,20 @@ def test_the_fit_is_that_of_scikit_learn(strength):
     theirs = LogisticRegression(C=1 / (2 * strength * 800), max_iter=2000, tol=1e-8).fit(train.x, train.labels)
     centred = weight[:, :-1] - weight[:, :-1].mean(dim=0)
     assert (centred - torch.tensor(theirs.coef_)).abs().max() < 2e-2 * centred.abs().max()
+
+
+def test_fewer_rows_than_features_are_fitted_in_their_span_with_the_same_answers():
+    from contrastneg.evaluate.linear import fit, in_span
+
+    train, test = blobs(30, 1.5, 1, width=50), blobs(40, 1.5, 2, width=50)
+    x, asked = in_span(train.x, test.x)
+    assert x.shape == (30, 30)
+    assert asked.shape == (40, 30)
+    whole, small = (fit(rows, train.labels, 5, 1e-2) for rows in (train.x, x))
+    logits = [F.linear(rows, w[:, :-1], w[:, -1]) for rows, w in ((test.x, whole), (asked, small))]
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-2 * float(logits[0].abs().max()))
+    penalties = [1e-2 * float(w[:, :-1].square().sum()) for w in (whole, small)]
+    assert penalties[1] == pytest.approx(penalties[0], rel=1e-2)
 
 
 def test_scale_and_offset_of_the_features_do_not_matter():
