@@ -143,8 +143,12 @@ def fold_batch_norm_(network: nn.Module) -> None:
     stacks = [module for module in network.modules() if isinstance(module, nn.Sequential)]
     for layers in [stack for stack in stacks if type(stack).forward is nn.Sequential.forward]:
         for (first, conv), (second, norm) in pairwise(list(layers.named_children())):
-            plain = isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, BatchNormAct2d)
-            if type(conv) is nn.Conv2d and plain and norm.track_running_stats:
+            if (
+                type(conv) is nn.Conv2d
+                and isinstance(norm, nn.BatchNorm2d)
+                and not isinstance(norm, BatchNormAct2d)
+                and norm.track_running_stats
+            ):
                 setattr(layers, first, fuse_conv_bn_eval(conv, norm))
                 setattr(layers, second, nn.Identity())
 

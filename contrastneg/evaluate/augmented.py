@@ -22,7 +22,7 @@ from contrastneg.evaluate.crops import LabelledCrops, check_crop_scale, labelled
 from contrastneg.evaluate.features import Progress, evaluating
 from contrastneg.schedules import Cosine, Schedule, Step
 
-PASS = 128  # small pictures that a CPU encodes at a time: what they are turned into then stays in its caches
+PASS = 256  # small pictures that a CPU encodes at a time: what they are turned into then stays in its caches
 
 
 @dataclass(frozen=True)
