@@ -211,8 +211,9 @@ def _is_of(setting: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(isinstance(setting, type(choice)) and setting == choice for choice in get_args(kind))
     if origin in (list, tuple):
-        whole = isinstance(setting, Collection) and not isinstance(setting, (str, Mapping))
-        return whole and all(_is_of(part, get_args(kind)[0]) for part in setting)
+        if not isinstance(setting, Collection) or isinstance(setting, (str, Mapping)):
+            return False
+        return _length(kind) in (None, len(setting)) and all(_is_of(part, get_args(kind)[0]) for part in setting)
     if kind in (int, float):
         return isinstance(setting, Integral if kind is int else Real) and not isinstance(setting, bool)
     if not isinstance(kind, type):
@@ -230,8 +231,19 @@ def _wanted(setting: Any, kinds: tuple[Any, ...]) -> str:
     if isinstance(setting, type):
         return f"give an object, {setting.__name__}(...)"
     told = [kind for kind in kinds if kind is not int or float not in kinds]
-    words = ["a list" if get_origin(kind) else WORDS.get(kind, f"a {kind.__name__}") for kind in told]
+    words = [_list_in_words(kind) if get_origin(kind) else WORDS.get(kind, f"a {kind.__name__}") for kind in told]
     return f"give {' or '.join(words)}"
+
+
+def _length(kind: Any) -> int | None:
+    """How many parts a kind of list has; None where that is free."""
+    parts = get_args(kind)
+    return len(parts) if get_origin(kind) is tuple and ... not in parts else None
+
+
+def _list_in_words(kind: Any) -> str:
+    """What to give where a kind of list is wanted."""
+    return "a list" if _length(kind) is None else f"a list of {_length(kind)} numbers"
 
 
 def _parts(root: Any, key: str) -> Iterator[tuple[str, Any]]:

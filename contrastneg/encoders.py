@@ -16,7 +16,7 @@ from timm.layers import PatchEmbed
 from timm.models.resnet import ResNet
 from torch import nn
 
-from contrastneg.checks import WrongSetting, check_range, check_side
+from contrastneg.checks import WrongSetting, check_kinds, check_range, check_side
 from contrastneg.hub import use_what_was_fetched
 from contrastneg.resnets import ResNet9, Stem, replace_stem_, resnet20, resnet_of_width, shape_only
 
@@ -41,6 +41,7 @@ class Backbone:
     """Start a new run from timm's published weights, at width 1 and with the published stem."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0 < self.width <= WIDEST:
             trouble = f"is {self.width}: give a factor above 0 and at most {WIDEST}, not channels"
             raise WrongSetting(self, "width", trouble)
@@ -75,6 +76,7 @@ class Head:
     """Whether linear layers that no batch norm follows have a bias."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_range(self, "layers", "hidden", "out", least=1)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -37,7 +38,33 @@ def memory_of(device: Device) -> int | None:
         return torch.cuda.get_device_properties(0).total_memory
     if sys.platform == "win32":
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // device.devices
+    built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([built_in, *control_group_limits()]) // device.devices
+
+
+def control_group_limits(member: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that the control groups of this process may have, such as those of its container; none where nothing is limited.
+
+    A group is held by the limits of those above it, too. Inside a container its own group may be mounted as the root, under
+    which the path that the kernel tells is not there.
+
+    Args:
+        member: The kernel's list of the groups that this process is in.
+        root: Where they are mounted.
+    """
+    limits = []
+    for line in member.read_text().splitlines() if member.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, name = root, "memory.max"  # version 2
+        elif "memory" in controllers.split(","):
+            mount, name = root / "memory", "memory.limit_in_bytes"  # version 1, which writes a huge number for no limit
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        files = [mount / group / name for group in (inner, *inner.parents)]
+        limits += [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in limits if limit != "max"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from contrastneg.checks import WrongSetting, check_range
+from contrastneg.checks import WrongSetting, check_kinds, check_range
 from contrastneg.schedules import Cosine, Schedule, value
 
 
@@ -42,6 +42,7 @@ class Optimizer:
     """Leave biases and batch-norm parameters out of weight decay and of LARS's adaptation (MoCo v1 and v2 decay them)."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_range(self, "lr", "weight_decay", "warmup_epochs", "course", least=0)
         check_range(self, "momentum", least=0, below=1)
         check_range(self, "trust_coefficient", above=0)

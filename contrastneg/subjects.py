@@ -138,24 +138,37 @@ def open_subject(
         subject = (timm_subject if kind == "timm" else torchvision_subject)(name, address, size, random_init)
     else:
         subject = subject_of_path(path_of(address), address, backbone, prefix, size)
-    given: dict[str, Any] = {
-        name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None
-    }
-    notes = [
-        f"{name} is {list(values)} as asked, not the encoder's own {list(getattr(subject.views, name))}"
-        for name, values in given.items()
-        if values != tuple(getattr(subject.views, name))
-    ]
+    subject = with_statistics(subject, mean, std)
     if size is not None and size != subject.views.size:
-        notes.append(f"images are {size} pixels as asked, not the {subject.views.size} that the encoder was made for")
-        given["size"] = size
-    subject = replace(subject, views=replace(subject.views, **given), notes=(*subject.notes, *notes))
-    if "size" in given:
-        check_takes_size(subject)
+        subject = of_size(subject, size)
     if random_init:
         told = f"random weights by seed {seed}, as asked"
         return replace(subject, network=subject.untrained(seed), projector=None, notes=(*subject.notes, told))
     subject.network.eval()
+    return subject
+
+
+def with_statistics(subject: Subject, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Subject:
+    """The encoder with the mean and deviation of pixels that are asked for, and a note where they are not its own."""
+    given = {"mean": mean, "std": std}
+    asked: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values is not None}
+    notes = [
+        f"{name} is {list(values)} as asked, not the encoder's own {list(getattr(subject.views, name))}"
+        for name, values in asked.items()
+        if values != tuple(getattr(subject.views, name))
+    ]
+    return replace(subject, views=replace(subject.views, **asked), notes=(*subject.notes, *notes))
+
+
+def of_size(subject: Subject, size: int) -> Subject:
+    """The encoder for images of another side than it was made for, with a note.
+
+    Raises:
+        ValueError: It cannot take them.
+    """
+    note = f"images are {size} pixels as asked, not the {subject.views.size} that the encoder was made for"
+    subject = replace(subject, views=replace(subject.views, size=size), notes=(*subject.notes, note))
+    check_takes_size(subject)
     return subject
 
 

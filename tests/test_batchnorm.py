@@ -14,8 +14,9 @@ from contrastneg.batchnorm import (
     SplitBatchNormAct2d,
     SyncBatchNorm,
     convert_split_batch_norm,
+    fold_batch_norm_,
 )
-from contrastneg.encoders import Head, build_head
+from contrastneg.encoders import Backbone, Head, build_backbone, build_head
 
 
 def images(n=12, seed=0):
@@ -75,6 +76,21 @@ def test_conversion_keeps_names_tensors_and_evaluation_and_changes_training(netw
     network(x).square().mean().backward()
     assert all(p.grad is not None for p in network.parameters())
     plain.load_state_dict(network.state_dict())  # what an export does
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet9", 0), ("test_efficientnet", None)])
+def test_folded_batch_norms_leave_the_features_as_they_were(name, left):
+    network = build_backbone(Backbone(name=name, width=0.125 if name == "resnet9" else 1), 32)
+    x = torch.rand(16, 3, 32, 32)
+    network.train()(x)  # statistics and scales that are no longer those of the start
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+    before = network.eval()(x)
+    count = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    fold_batch_norm_(network)
+    assert_close(network(x), before, rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == (count if left is None else left)
 
 
 def test_one_group_is_plain_batch_norm_with_its_activation():

@@ -286,7 +286,7 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     subject = encoder("stock")
     write_encoder(folder / "encoder.safetensors", subject.network, asdict(subject.backbone), subject.views)
-    (folder / "config.yaml").write_text("{data: /home/somebody/secret/birds, seed: 3, epochs: 9}\n")
+    (folder / "config.yaml").write_text(f"{{data: {tmp_path / 'somebody' / 'birds'}, seed: 3, epochs: 9}}\n")
     row = {"features": "pretrained encoder", "knn_top1": 51.25, "linear_top1": 62.5}
     (folder / "summary.json").write_text(json.dumps({"method": "MoCo", "table": [row]}))
     return folder

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrastneg.checks import WrongSetting, check_range
+from contrastneg.checks import WrongSetting, check_kinds, check_range
 from contrastneg.data.augment import Interpolation
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -46,6 +46,7 @@ class Augment:
     """Probability of inverting the bright half of the pixel values."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             trouble = f"is {self.crop_scale}: give two shares of the area, 0 < low <= high <= 1"
@@ -54,8 +55,6 @@ class Augment:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise WrongSetting(self, name, f"is {(low, high)}: give two numbers, 0 < low <= high")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise WrongSetting(self, "interpolation", f"is {self.interpolation!r}: choose bilinear or bicubic")
         if not all(0 <= strength < math.inf for strength in self.jitter) or self.jitter[3] > 0.5:
             trouble = f"is {self.jitter}: give four strengths >= 0, the last (hue) at most 0.5"
             raise WrongSetting(self, "jitter", trouble)

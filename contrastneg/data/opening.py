@@ -184,39 +184,20 @@ def open_labelled(
     Raises:
         ValueError: An address cannot be opened, images cannot be read and the policy is ``raise``, or ``test`` has no labels.
     """
-
-    def opened(where: str, split: str, classes: list[str] | None = None) -> ImageSet:
-        return open_source(where, split=split, root=settings.root, channels=channels, classes=classes)
-
-    whole = settings.loading == "memory"
-    answering = usable(opened(address, "train"), settings, whole)
-    bank, notes = answering.images, [*answering.notes]
-    if bank.labels is None or not bool((bank.labels >= 0).any()):
+    bank, notes = opened_to_judge(settings, address, "train", channels)
+    if not has_labels(bank):
         if test is not None:
             raise ValueError(
                 f"{address} has no labels: a test set can be asked about only where labelled images answer"
             )
-        bank = limited(bank, "images", most, settings.seed, notes)
-        return LabelledData(
-            bank, bank, loading_of(bank, settings), [*notes, "no labels: scores that need them are left out"]
-        )
-    queries = None
-    try:
-        asking = usable(opened(test or address, "test", bank.classes), settings, whole)
-        queries, notes = asking.images, [*notes, *asking.notes]
-    except NoSuchSplit:
-        if test is not None:
-            asking = usable(opened(test, "train", bank.classes), settings, whole)
-            queries, notes = asking.images, [*notes, *asking.notes]
-    if test is not None and (queries is None or queries.labels is None):
-        raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
-    if queries is None or queries.labels is None or not bool((queries.labels >= 0).any()):
-        whole_bank = bank
-        bank, queries = hold_out(whole_bank, settings.seed)
+        return without_queries(bank, settings, most, notes, "no labels: scores that need them are left out")
+    queries, told = asked_about(settings, address, test, channels, bank.classes)
+    notes += told
+    if queries is None or not has_labels(queries):
+        kept, queries = hold_out(bank, settings.seed)
         if len(queries) == 0:
-            bank = limited(whole_bank, "images", most, settings.seed, notes)
-            notes.append(f"{NONE_TO_ASK}: scores that need labels are left out")
-            return LabelledData(bank, bank, loading_of(bank, settings), notes)
+            return without_queries(bank, settings, most, notes, f"{NONE_TO_ASK}: scores that need labels are left out")
+        bank = kept
         notes.append(
             f"no labelled test images: scores are tested on every {HELD_OUT}th labelled image and learn from the others; an encoder that "
             "was pretrained on this set has seen them all"
@@ -226,6 +207,53 @@ def open_labelled(
     notes += unanswered_notes(bank, queries)
     both = {loading_of(bank, settings), loading_of(queries, settings)}
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
+
+
+def opened_to_judge(
+    settings: Reading, address: str, split: str, channels: int, classes: list[str] | None = None
+) -> tuple[ImageSet, list[str]]:
+    """What can be read of one split of a set, and notes about it."""
+    source = open_source(address, split=split, root=settings.root, channels=channels, classes=classes)
+    found = usable(source, settings, whole=settings.loading == "memory")
+    return found.images, [*found.notes]
+
+
+def asked_about(
+    settings: Reading, address: str, test: str | None, channels: int, classes: list[str] | None
+) -> tuple[ImageSet | None, list[str]]:
+    """The test images of a set, or of the one named to test on (all of it, where it has one split), and notes about them.
+
+    Raises:
+        ValueError: The set named to test on has no labels.
+    """
+    try:
+        queries, notes = opened_to_judge(settings, test or address, "test", channels, classes)
+    except NoSuchSplit:
+        if test is None:
+            return None, []
+        queries, notes = opened_to_judge(settings, test, "train", channels, classes)
+    if test is not None and queries.labels is None:
+        raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
+    return queries, notes
+
+
+def without_queries(bank: ImageSet, settings: Reading, most: int | None, notes: list[str], reason: str) -> LabelledData:
+    """A set in which no label can be asked about: all images are, without labels.
+
+    Args:
+        bank: All images.
+        settings: How sets are read.
+        most: At most so many are used.
+        notes: What a reader must know already.
+        reason: Why no label can be asked about.
+    """
+    bank = limited(bank, "images", most, settings.seed, notes)
+    return LabelledData(bank, bank, loading_of(bank, settings), [*notes, reason])
+
+
+def has_labels(source: ImageSet) -> bool:
+    """Whether any image has a label."""
+    return source.labels is not None and bool((source.labels >= 0).any())
 
 
 def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: list[str]) -> ImageSet:
@@ -244,7 +272,7 @@ def under(purpose: str, lines: list[str]) -> list[str]:
 
 def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
     """Bank and queries: those of ``val`` if given, else of the data; the same set twice where it must be parted."""
-    labelled = train.labels is not None and bool((train.labels >= 0).any())
+    labelled = has_labels(train)
     if config.val is None:
         if not labelled:
             return None, None, ["no labels: the encoder is not scored (give a labelled set with --val)"]
@@ -276,7 +304,7 @@ def opened(config: Pretrain, address: str | None, split: str, classes: list[str]
 
 def with_labels(source: ImageSet) -> ImageSet:
     """The set itself, if it can be scored on."""
-    if source.labels is None or not bool((source.labels >= 0).any()):
+    if not has_labels(source):
         raise ValueError(f"val {source.address} has no labels: give a labelled set to score on")
     return source
 

@@ -73,25 +73,34 @@ def open_source(
         AddressError: It cannot be opened, or has classes that the training set does not have.
         ValueError: An argument is out of range.
     """
+    _check_arguments(address, split, channels)
+    root = root if root is not None else default_root()
+
+    def opened(split: str) -> ImageSet:
+        return _open(address, split, root, channels, labels)
+
+    try:
+        source = opened(split)
+    except NoSuchSplit:
+        if classes is None or split == "train":
+            raise
+        source = replace(opened("train"), split="train")
+    if labels is True and source.labels is None:
+        raise AddressError(f"{address} has no labels: use it without, or give class folders or a label column")
+    if classes is None and source.split == "test" and address not in FIXED_CLASSES:
+        with suppress(NoSuchSplit):  # a test split alone keeps its own classes
+            classes = _of_several_classes(opened("train"), labels).classes
+    return _of_several_classes(source if classes is None else map_classes(source, classes), labels)
+
+
+def _check_arguments(address: str, split: str, channels: int) -> None:
+    """Refuse what no set could be opened with."""
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}: choose train or test")
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: choose 3 (RGB) or 1 (grey)")
     if not address.strip():
         raise AddressError(f"the address of the data is empty: give {ADDRESSES}")
-    root = root if root is not None else default_root()
-    try:
-        source = _open(address, split, root, channels, labels)
-    except NoSuchSplit:
-        if classes is None or split == "train":
-            raise
-        source = replace(_open(address, "train", root, channels, labels), split="train")
-    if labels is True and source.labels is None:
-        raise AddressError(f"{address} has no labels: use it without, or give class folders or a label column")
-    if classes is None and source.split == "test" and address not in FIXED_CLASSES:
-        with suppress(NoSuchSplit):  # a test split alone keeps its own classes
-            classes = _of_several_classes(_open(address, "train", root, channels, labels), labels).classes
-    return _of_several_classes(source if classes is None else map_classes(source, classes), labels)
 
 
 def _of_several_classes(source: ImageSet, labels: bool | None) -> ImageSet:

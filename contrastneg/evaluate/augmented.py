@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastneg.batchnorm import fold_batch_norm_
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.data.module import PretrainData
 from contrastneg.evaluate.answers import Answers, shares
@@ -21,7 +22,7 @@ from contrastneg.evaluate.crops import LabelledCrops, check_crop_scale, labelled
 from contrastneg.evaluate.features import Progress, evaluating
 from contrastneg.schedules import Cosine, Schedule, Step
 
-PASS = 128  # small pictures that a CPU encodes at a time: what they are turned into then stays in its caches
+PASS = 256  # small pictures that a CPU encodes at a time: what they are turned into then stays in its caches
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def augmented_score(
     batch = min(recipe.batch_size, len(crops.positions))
     lr = recipe.lr * (batch / recipe.reference_batch if recipe.reference_batch else 1)
     with evaluating(frozen):
+        fold_batch_norm_(frozen)
         width = feature_width(frozen, crops, device, dtype)
         classifier = linear_classifier(width, data.num_classes, seed, device)
         descend(

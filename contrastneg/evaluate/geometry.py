@@ -1,7 +1,8 @@
 """What the shape of a cloud of features says about an encoder: ranks, spectra and tolerance.
 
 All but :func:`tolerance` need no labels. Alignment and uniformity stand in :mod:`contrastneg.losses.geometry`, as they are
-a loss, too. Everything is computed in float64 through F x F matrices, so that the number of images costs time, not memory.
+a loss, too. Everything is computed in float64 through matrices of products, F x F or, of fewer images than features, N x N, so
+that the number of images costs time, not memory.
 """
 
 import torch
@@ -26,7 +27,8 @@ def rankme(features: Float[Tensor, "N F"], *, epsilon: float = 1e-7) -> float:
     Raises:
         ValueError: A feature is not finite, or all are 0.
     """
-    eigenvalues = torch.linalg.eigvalsh(_products(_checked(features)))
+    x = _checked(features)
+    eigenvalues = torch.linalg.eigvalsh(_products(x if len(x) >= x.shape[1] else x.T))
     singular = eigenvalues.clamp(min=0).sqrt().flip(0)[: min(features.shape)]
     return _effective_rank(singular, epsilon)
 
@@ -75,9 +77,14 @@ def spectrum(features: Float[Tensor, "N F"]) -> Float64[Tensor, " F"]:
     if len(features) < 2:
         raise ValueError(f"a covariance needs at least 2 images, got {len(features)}")
     x = _checked(features)
-    mean = x.mean(dim=0, dtype=torch.float64)
-    covariance = (_products(x) - len(x) * torch.outer(mean, mean)) / (len(x) - 1)
-    return torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
+    mean, width = x.mean(dim=0, dtype=torch.float64), x.shape[1]
+    if len(x) < width:  # products of rows have the same eigenvalues, less those that are 0
+        apart = x.double() - mean
+        products = apart @ apart.T
+    else:
+        products = _products(x) - len(x) * torch.outer(mean, mean)
+    eigenvalues = torch.linalg.eigvalsh(products / (len(x) - 1)).clamp(min=0).flip(0)
+    return torch.cat([eigenvalues, eigenvalues.new_zeros(width - len(eigenvalues))])
 
 
 def decay_exponent(eigenvalues: Float[Tensor, " F"], *, first: int = 3, last: int = 100) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from contrastneg.randomness import generator
 
 MOMENTUM = 0.9
 INITIAL = 0.01  # standard deviation of the first weights
+NEGLIGIBLE = 1e-30  # probabilities below are 0: processors multiply denormal numbers many times more slowly than others
 
 # Standardised features bring every encoder to one scale. On it SGD with momentum moves little below 0.001 and, features
 # being correlated, starts to overshoot near 1; half decades between lie closer than two neighbours differ in score.
@@ -239,9 +241,8 @@ def train_heads(
         order = torch.randperm(len(rows), generator=generator(seed, "heads", "order", epoch)).to(x.device)
         for step, batch in enumerate(rows[order].tensor_split(per_epoch), epoch * per_epoch):
             features = x[batch]
-            error = heads(features).softmax(
-                dim=0
-            )  # minus the true class it is the gradient of the summed cross-entropy
+            # probabilities, less 1 for the true class: the gradient of the summed cross-entropy
+            error = F.threshold(heads(features).softmax(dim=0), NEGLIGIBLE, 0, inplace=True)
             error[y[batch], :, torch.arange(len(batch), device=x.device)] -= 1
             error = error.flatten(0, 1)
             rate = lr * rate_factor(step, steps=grid.epochs * per_epoch)

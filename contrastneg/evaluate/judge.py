@@ -136,9 +136,11 @@ def judge(
     )
     column = prepared.context["group"]
     group = None if column is None else groups_of(opened.queries, column)
-    run = Judging(config, data, opened.labelled, prepared.context, prepared.folder, place, say, progress, group)
     encoders = encoders_of(config, subject)
-    sheets = [run.sheet(name, encoder, prepared.protocols) for name, encoder in encoders.items()]
+    run = Judging(
+        config, encoders, data, opened.labelled, prepared.context, prepared.folder, place, say, progress, group
+    )
+    sheets = [run.sheet(name, prepared.protocols) for name in encoders]
     shared = [] if column is None else shared_notes(opened.bank, opened.queries, column)
     notes = [*subject.notes, *opened.notes, *shared, *run.notes]
     earlier = earlier_scores(prepared.folder, prepared.context, config.overwrite)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class Judging:
     """One set, on which encoders are judged one after another."""
 
     config: Evaluate
+    encoders: dict[str, nn.Module]
+    """What is judged, by name."""
     data: PretrainData
     labelled: bool
     context: dict[str, Any]
@@ -42,9 +45,13 @@ class Judging:
     """Of each test image, where some are of one origin."""
     notes: list[str] = field(default_factory=list)
 
-    def sheet(self, name: str, encoder: nn.Module, protocols: list[str]) -> Sheet:
+    def __post_init__(self) -> None:
+        for encoder in self.encoders.values():
+            encoder.to(self.place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def sheet(self, name: str, protocols: list[str]) -> Sheet:
         """All numbers of one kind of features."""
-        encoder = encoder.to(self.place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder = self.encoders[name]
         cached = [protocol for protocol in protocols if protocol not in TRAINED]
         labelled = labels_of(self.data, "test") >= 0
         sheet = Sheet(name, self.config.seed, group=None if self.group is None else self.group[labelled])
@@ -69,10 +76,13 @@ class Judging:
         if cache.found:
             which = "both" if cache.found == len(keys) else f"{cache.found} of {len(keys)}"
             self.say(f"{name}: {which} found in {cache.folder} (--cache false computes anew)")
-        views = None
-        if with_views:
-            views = augmented_views(encoder, self.data, "test", device, dtype, seed=self.config.seed)
-        return self.with_settings(bank, queries, views)
+        return self.with_settings(bank, queries, self.views[name] if with_views else None)
+
+    @cached_property
+    def views(self) -> dict[str, Tensor]:
+        """Features of augmented views by every encoder."""
+        seen = {name: encoder for name, encoder in self.encoders.items() if name != PIXELS}
+        return augmented_views(seen, self.data, "test", self.place.device, self.place.dtype, seed=self.config.seed)
 
     def pixels(self, encoder: nn.Module) -> Judged:
         """Raw pixels around the mean of the bank; of a large bank a part, as nothing else can be held. Never on the disk."""

@@ -55,8 +55,7 @@ def linear_score(bank: Features, queries: Features, *, num_classes: int, seed: i
     x, y = bank.x[learned], bank.labels[learned]  # copies, by the mask: they may be standardised in place
     mean, deviation = centre_and_scale(x)
     x.sub_(mean).div_(deviation)
-    strength = choose_strength(x, y, num_classes, seed)
-    weight = fit(x, y, num_classes, strength)
+    strength, weight = best_fit(x, y, num_classes, seed)
     del x
     right[answered] = is_right(weight, queries.x[answered].sub_(mean).div_(deviation), queries.labels[answered])
     right = right[asked]
@@ -99,6 +98,28 @@ def usable_rows(
 def centre_and_scale(x: Float[Tensor, "N F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
     """Mean and standard deviation of each feature, the latter kept off 0."""
     return x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
+
+
+def best_fit(
+    x: Float[Tensor, "N F"], y: Int64[Tensor, " N"], num_classes: int, seed: int
+) -> tuple[float, Float[Tensor, "C F1"]]:
+    """The strength that was chosen, and with it the fit to all rows.
+
+    The weights of the least regularised loss lie in the span of the rows. Where these are fewer than the features, an
+    orthonormal basis of it has N numbers for F, and the same fit.
+
+    Args:
+        x: Standardised features.
+        y: Classes.
+        num_classes: Number of classes C.
+        seed: Which rows are held out for the choice.
+    """
+    if len(x) < x.shape[1]:
+        basis = torch.linalg.qr(x.T).Q
+        strength, weight = best_fit(x @ basis, y, num_classes, seed)
+        return strength, torch.cat([weight[:, :-1] @ basis.T, weight[:, -1:]], dim=1)
+    strength = choose_strength(x, y, num_classes, seed)
+    return strength, fit(x, y, num_classes, strength)
 
 
 def choose_strength(x: Float[Tensor, "N F"], y: Int64[Tensor, " N"], num_classes: int, seed: int) -> float:

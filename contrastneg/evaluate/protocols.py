@@ -1,6 +1,7 @@
 """The protocols on cached features: each takes features and settings and writes its numbers on a sheet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -248,7 +249,7 @@ WITHOUT_LABELS = ("geometry",)
 
 @torch.no_grad()
 def augmented_views(
-    encoder: nn.Module,
+    encoders: Mapping[str, nn.Module],
     data: PretrainData,
     split: str,
     device: torch.device,
@@ -257,15 +258,15 @@ def augmented_views(
     images: int = LIDAR_IMAGES,
     views: int = LIDAR_VIEWS,
     seed: int = 0,
-) -> Tensor:
-    """Features (N, Q, F) of Q views of some images under the pretraining recipe, on the CPU.
+) -> dict[str, Tensor]:
+    """Features (N, Q, F) of Q views of some images under the pretraining recipe, on the CPU; views are made once for all encoders.
 
     Args:
-        encoder: (B, C, S, S) to (B, F).
+        encoders: (B, C, S, S) to (B, F) each, by name.
         data: Gives images and the recipe.
         split: "train" or "test".
-        device: Where the encoder is.
-        dtype: Its arithmetic.
+        device: Where the encoders are.
+        dtype: Their arithmetic.
         images: At most so many, drawn by the seed.
         views: Of each, an even number.
         seed: Which images and views.
@@ -274,15 +275,17 @@ def augmented_views(
     assert source is not None
     drawn = torch.randperm(len(source), generator=generator(seed, "augmented views"))[:images].sort().values
     crops_of = StreamedCrops(source, data.views, seed, data.skip_bad_images, pairs=views // 2)
-    rows = []
-    with evaluating(encoder), torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
+    rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    with ExitStack() as states, torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF):
+        for encoder in encoders.values():
+            states.enter_context(evaluating(encoder))
         for number, part in enumerate(drawn.split(64)):
             crops = torch.stack([crops_of[0, position][1] for position in part.tolist()]).to(device)
             made = []
             for pair in range(views // 2):
                 draws = generator(seed, "augmented views", number, pair)
                 made += finish_views(crops[:, 2 * pair : 2 * pair + 2], data.views, draws)
-            stacked = torch.stack(made, dim=1)
-            features = encoder(stacked.flatten(0, 1).contiguous(memory_format=data.memory_format)).float()
-            rows.append(features.view(len(part), views, -1).cpu())
-    return torch.cat(rows)
+            stacked = torch.stack(made, dim=1).flatten(0, 1).contiguous(memory_format=data.memory_format)
+            for name, encoder in encoders.items():
+                rows[name].append(encoder(stacked).float().view(len(part), views, -1).cpu())
+    return {name: torch.cat(parts) for name, parts in rows.items()}

@@ -7,9 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from contrastneg import distributed
+from contrastneg.allocator import keep_freed_memory
 from contrastneg.console import Output, shown
 from contrastneg.evaluate.comparison import Comparison, compare, table_of_comparison
 from contrastneg.evaluate.judge import evaluate
+from contrastneg.evaluate.place import device_of
 from contrastneg.evaluate.results import TABLE, Evaluation, table_of
 from contrastneg.evaluate.settings import Evaluate
 from contrastneg.report.comparison import write_comparison
@@ -62,6 +64,8 @@ def evaluate_and_tell(config: Evaluate) -> None:
         if folder.parent.name == "evaluation" and (run / "config.yaml").exists() and distributed.is_first_process():
             output.print(shown(f"report {write_report(run)}"))
 
+    if device_of(config.accelerator).type == "cpu":
+        keep_freed_memory()
     try:
         evaluate(config, say, tell, meter.update if output.enabled else lambda done, total: None)
     finally:

@@ -365,7 +365,7 @@ def test_eval_view_of_a_very_long_picture_shows_its_middle_and_stays_small(monke
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.2, 1.5)}, "crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "crop_ratio"),
-        ({"interpolation": "nearest"}, "bilinear or bicubic"),
+        ({"interpolation": "nearest"}, "choose from bilinear, bicubic"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue"),
         ({"jitter": (-0.1, 0.4, 0.4, 0.1)}, "jitter"),
         ({"blur_sigma": (2.0, 0.1)}, "blur_sigma"),

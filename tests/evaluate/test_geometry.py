@@ -18,8 +18,9 @@ def test_orthonormal_directions_have_their_number_as_rank(rank: int) -> None:
     assert rankme(features) == pytest.approx(rank, abs=2e-4)
 
 
-def test_rankme_takes_singular_values_of_features_that_are_not_centred() -> None:
-    features = draws(300, 12) * torch.linspace(1, 3, 12) + 2
+@pytest.mark.parametrize("images", [300, 8])
+def test_rankme_takes_singular_values_of_features_that_are_not_centred(images) -> None:
+    features = draws(images, 12) * torch.linspace(1, 3, 12) + 2
     share = torch.linalg.svdvals(features.double())
     share = share / share.sum() + 1e-7
     assert rankme(features) == pytest.approx(float((-(share * share.log()).sum()).exp()), rel=1e-6)
@@ -53,8 +54,9 @@ def test_lidar_is_the_effective_rank_of_whitened_scatter() -> None:
     assert lidar(views.float()) == pytest.approx(float((-(share * share.log()).sum()).exp()), rel=1e-5)
 
 
-def test_spectrum_is_that_of_the_covariance_whatever_the_mean() -> None:
-    features = draws(500, 7) + 5
+@pytest.mark.parametrize("images", [500, 4])
+def test_spectrum_is_that_of_the_covariance_whatever_the_mean_and_with_fewer_images_than_features(images) -> None:
+    features = draws(images, 7) + 5
     expected = torch.linalg.eigvalsh(torch.cov(features.double().T)).flip(0)
     torch.testing.assert_close(spectrum(features), expected, rtol=1e-9, atol=1e-9)
 

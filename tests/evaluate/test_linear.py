@@ -36,6 +36,17 @@ def test_the_fit_is_that_of_scikit_learn(strength):
     assert (centred - torch.tensor(theirs.coef_)).abs().max() < 2e-2 * centred.abs().max()
 
 
+def test_fewer_rows_than_features_are_fitted_in_their_span_with_the_same_weights():
+    from contrastneg.evaluate.linear import best_fit, choose_strength, fit
+
+    train = blobs(30, 1.5, 1, width=50)
+    strength, weight = best_fit(train.x, train.labels, 5, 0)
+    assert strength == choose_strength(train.x, train.labels, 5, 0)
+    whole = fit(train.x, train.labels, 5, strength)
+    assert weight.shape == whole.shape == (5, 51)
+    torch.testing.assert_close(weight, whole, rtol=0, atol=0.02 * float(whole.abs().max()))
+
+
 def test_scale_and_offset_of_the_features_do_not_matter():
     from contrastneg.evaluate.features import Features
     from contrastneg.evaluate.linear import linear_score
