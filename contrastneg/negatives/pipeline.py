@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contrastneg import distributed
 from contrastneg.checks import WrongSetting, refusal_of
 from contrastneg.negatives.core import KINDS, PHRASES, WORDS, Clock, Facts, Negatives, Stage, of_image
+from contrastneg.negatives.live import hardness_ratios
 from contrastneg.schedules import value
 
 Kind = TypeVar("Kind")
@@ -152,7 +153,7 @@ class Record:
     ratios: dict[str, Float[Tensor, " 2"]] = field(default_factory=dict)
     """Numerator and denominator by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``,
     ``.../empty_rows``; for a stage that looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what
-    it reports itself; ``loss/NAME``."""
+    it reports itself; ``hardness/NAME``; ``loss/NAME``."""
 
     @property
     def numbers(self) -> dict[str, Float[Tensor, ""]]:
@@ -206,6 +207,18 @@ class Record:
         if self.label_table is not None:
             known, same = self._same_class(negatives)
             self._ratio(f"negatives/{name}/same_class", (weight * same).sum(), (weight * known).sum())
+
+    def note_hardness(self, negatives: Negatives, temperature: float) -> None:
+        """Measure how hard the candidates are that the loss sees, see :func:`contrastneg.negatives.live.hardness_ratios`.
+
+        Nothing is noted of an empty table.
+        """
+        if negatives.similarity.shape[1] == 0:
+            return
+        if self.label_table is not None:
+            self.label_table = self.label_table.to(negatives.query_id.device)
+        for name, ratio in hardness_ratios(negatives, temperature, self.label_table).items():
+            self._ratio(f"hardness/{name}", *ratio)
 
     def note_found(self, name: str, before: Negatives, after: Negatives) -> None:
         """Measure what a stage took for false negatives: the candidates that it removed or attracted.
