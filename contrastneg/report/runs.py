@@ -208,7 +208,9 @@ def steps_per_epoch(metrics: dict[str, Column]) -> float | None:
     """Optimizer steps of an epoch, by the last one that ended; None if none did."""
     columns = (metrics.get(name, []) for name in ("step", "epoch", "epoch/loss"))
     ends = [
-        (step + 1) / (epoch + 1) for step, epoch, loss in zip(*columns, strict=False) if None not in (step, epoch, loss)
+        (step + 1) / (epoch + 1)
+        for step, epoch, loss in zip(*columns, strict=False)
+        if step is not None and epoch is not None and loss is not None
     ]
     return ends[-1] if ends else None
 
@@ -216,23 +218,17 @@ def steps_per_epoch(metrics: dict[str, Column]) -> float | None:
 def metrics_by_stage(metrics: dict[str, Column]) -> dict[str, Column]:
     """The columns with those of stages by names under which runs with other stages compare.
 
-    What the last stage leaves is ``last/MEASURE``; what a stage tells of itself ``stage/MEASURE/STAGE``, without its place,
-    of several stages of one class the second ``stage/MEASURE/STAGE #2``.
+    What the last stage leaves is ``last/MEASURE``; what a stage tells of itself ``stage/MEASURE/STAGE``, without its place;
+    several stages of one class are numbered.
     """
     found = {name: column for name, column in metrics.items() if not name.startswith("negatives/")}
     for measure, columns in numbers_of_stages(metrics).items():
         if measure in OF_THE_TABLE:
             found[f"last/{measure}"] = list(columns.values())[-1]
             continue
-        names = unlike_in_order([stage for _, stage in columns])
+        names = unlike([stage for _, stage in columns])
         found |= {f"stage/{measure}/{name}": column for name, column in zip(names, columns.values(), strict=True)}
     return found
-
-
-def unlike_in_order(names: Sequence[str]) -> list[str]:
-    """The names, of equal ones the second and later numbered."""
-    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
-    return [f"{name} #{count}" if count > 1 else name for name, count in zip(names, counts, strict=True)]
 
 
 def of_curve(curve: Curve) -> Drawn:
