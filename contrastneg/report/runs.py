@@ -138,9 +138,8 @@ def notes_of(runs: Sequence[Run]) -> list[str]:
     found = []
     for run in runs:
         rows = [row for row in as_list(run.records.summary.get("table")) if isinstance(row, dict)]
-        found += [
-            f"{run.name}: {text}" for text in (verdict(run.records, rows), *run.records.problems.values()) if text
-        ]
+        lost = [run.records.problems.get(name) for name in ("config.yaml", "metrics.csv")]
+        found += [f"{run.name}: {text}" for text in (verdict(run.records, rows), *lost) if text]
     if len({data_name(run.records) for run in runs}) > 1:
         found.append("The runs are of different data: scores on different test images cannot be compared.")
     return found
@@ -157,6 +156,8 @@ def score_columns(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         for features in dict.fromkeys(features for table in tables for features in table)
         for key, label in (("knn_top1", "kNN top-1"), ("linear_top1", "linear top-1"))
     ]
+    last = [finite(run.records.metrics.get("knn/top1", []))[-1:] for run in runs]
+    columns.append(("last kNN while training (%)", [score_text(100 * one[0]) if one else NONE for one in last]))
     summaries = [run.records.summary for run in runs]
     seconds, speeds = ([number(s.get(key)) for s in summaries] for key in ("train_seconds", "images_per_second"))
     columns.append(("training", [duration(s) if math.isfinite(s) else NONE for s in seconds]))
