@@ -17,7 +17,7 @@ from contrastneg.annotations import words as words_of
 from contrastneg.checks import WrongSetting, refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
-from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb
+from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb, read_help_texts
 from contrastneg.mistakes import class_instead, explain, locate_class
 from contrastneg.options import bare_flags, dashed_names, positional
 from contrastneg.randomness import derive_seed
@@ -41,6 +41,7 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[Pretrain, Path | None]:
     Raises:
         ValueError: If a name or a value is not valid.
     """
+    read_help_texts(arguments)
     given = bare_flags(dashed_names(positional("data", arguments)), Pretrain)
     if (page := class_help(given)) is not None:
         print(page, end="")

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from contrastneg.checks import check_range
 from contrastneg.data.batches import Batches, ShuffledBatches
 from contrastneg.data.views import Views
 
 HIDDEN_SETTINGS = ("class_name",)  # what a checkpoint says beside a method's arguments
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)

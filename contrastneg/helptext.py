@@ -3,10 +3,10 @@
 import inspect
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_origin
 
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from contrastneg.annotations import NAMED_BY_CLASS, choices, value_in_words, words
 from contrastneg.negatives import Stage
@@ -39,6 +39,16 @@ class HelpFormatter(DefaultHelpFormatter):
             names = ", ".join(kind.__name__ for kind in kinds)
             facts.append(f"choose from {names}" if len(kinds) <= LISTED else f"--{action.dest}.help lists {len(kinds)}")
         return (f"{action.help} ({'; '.join(facts)})" if facts else action.help).replace("``", "").replace("%", "%%")
+
+
+def read_help_texts(arguments: Sequence[str]) -> None:
+    """Let parsers read attribute docstrings from the sources, at a tenth of a second a class, where they are shown.
+
+    Args:
+        arguments: The command line that the parsers are for.
+    """
+    shown = any(argument == "-h" or "help" in argument for argument in arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=shown)
 
 
 def parser_of_verb(verb: str, description: str, usage: str) -> ArgumentParser:

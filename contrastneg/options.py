@@ -17,7 +17,7 @@ from contrastneg.embed import Number
 from contrastneg.encoders import Backbone
 from contrastneg.evaluate.settings import Evaluate
 from contrastneg.export import Target
-from contrastneg.helptext import add_positional, parser_of_verb
+from contrastneg.helptext import add_positional, parser_of_verb, read_help_texts
 from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
@@ -330,6 +330,7 @@ def settings_of(verb: str, kind: type[Settings], description: str, usage: str, g
     """
     leading = [*takewhile(lambda argument: not argument.startswith("-"), given[:2])]
     named = [text for name, value in zip(("encoder", "data"), leading, strict=False) for text in (f"--{name}", value)]
+    read_help_texts(given)
     parser = parser_of_verb(verb, description, usage)
     parser.add_class_arguments(kind, as_group=False)
     settings = parse_simple(parser, listed(bare_flags([*named, *given[len(leading) :]], kind), kind))

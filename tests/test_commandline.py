@@ -346,9 +346,11 @@ def test_verbs_are_listed_and_a_wrong_one_answered_with_the_nearest(capsys):
 
 
 def test_help_shows_the_attribute_docstrings(capsys):
-    from contrastneg.commandline import pretrain_parser
+    from contrastneg.commandline import parse_pretrain
 
-    text = " ".join(pretrain_parser().format_help().split())
+    with pytest.raises(SystemExit, match="0"):
+        parse_pretrain(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
     assert "Passes over the images." in text
     assert "Pixels per side of a view" in text
     assert "default: SimCLR; --method.help lists the methods" in text

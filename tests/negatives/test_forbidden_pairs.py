@@ -2,10 +2,12 @@
 
 The rows are those of the survey of methods, section 3.4. Without a test of refusal are:
 
-- a queue under caches and chains: those bring a memory of all images of their own;
+- a queue under caches and chains: those bring a memory of all images of their own, which a queue that turns over leaves alone;
 - BPR or Triplet with weights of another sum: both take the weighted mean, which has no sum: noted (``tests/test_doubts.py``);
 - adversarial views in input space over a queue: not built.
 """
+
+from functools import cache
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from contrastneg import negatives
 from contrastneg.doubts import doubts
 from contrastneg.negatives import (
     Clock,
+    Facts,
     HardnessBand,
     HardnessWeight,
     Negatives,
@@ -38,8 +41,21 @@ from contrastneg.objectives import (
 from contrastneg.schedules import Power
 
 
+@cache
+def stage_of(name):
+    """One of each is enough: nothing but the test of keys that left the queue changes a stage, and that has its own."""
+    (stage,) = built(Stage, [named(name, STAGES[name])])
+    return stage
+
+
+@cache
+def loss_of(name):
+    (loss,) = built(Objective, [named(name, LOSSES[name])])
+    return loss
+
+
 def stages_of(*names):
-    return built(Stage, [named(name, STAGES[name]) for name in names])
+    return [stage_of(name) for name in names]
 
 
 PROVIDES = {"queue", "id", "support"}
@@ -55,9 +71,8 @@ def check(stages, loss):
 
 
 def refusal(*names, loss="InfoNCE"):
-    stages, (made,) = stages_of(*names), built(Objective, [named(loss, LOSSES[loss])])
     with pytest.raises(ValueError, match=".") as refused:
-        check(stages, made)
+        check(stages_of(*names), loss_of(loss))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -125,9 +140,8 @@ def test_a_debiased_loss_takes_candidates_drawn_alike_only(name, loss):
 
 @pytest.mark.parametrize("loss", ["Debiased", "HardWeighted"])
 def test_a_debiased_loss_takes_what_leaves_the_law_alone(loss):
-    (loss,) = built(Objective, [named(loss, LOSSES[loss])])
     for name in set(IID) - {"SamplingCorrection"}:
-        check_objective(loss, stages_of(name), 0.2)
+        check_objective(loss_of(loss), stages_of(name), 0.2)
 
 
 def test_a_margin_on_cosines_has_no_softmax_to_correct():
@@ -135,6 +149,24 @@ def test_a_margin_on_cosines_has_no_softmax_to_correct():
     assert line.startswith(
         "method.loss CosineContrastive needs candidates whose draw is not corrected, which it cannot have after method.stages[1] Sam"
     )
+
+
+@pytest.mark.parametrize("name", ["HardCache", "MetropolisChain", "ScoreHistory"])
+def test_caches_and_chains_keep_their_candidates_when_the_keys_have_left_the_queue(name):
+    (stage,) = built(Stage, [named(name, STAGES[name])])
+    images, batch = 64, 8
+    stage.begin(Facts(images, 6))
+    keys = torch.nn.functional.normalize(torch.randn(images, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    first, last = torch.arange(batch), torch.arange(images - batch, images)
+    for epoch in range(2):  # while the queue holds one batch
+        for ids in torch.arange(images).split(batch):
+            stage.update(keys[ids], ids, Clock(0, 1, epoch, 0))
+    queue = Negatives.of(keys[first], keys[first], keys[last], query_id=first, key_id=last)
+    after = run_stages(queue, [stage], Clock(1, 2, 1.0, 0))
+    older = after.kept & ~torch.isin(after.key_id, last)
+    assert older.any(dim=1).all()
+    expected = (keys[first][:, None] * keys[after.key_id]).sum(dim=2)
+    torch.testing.assert_close(after.similarity[older], expected[older])
 
 
 @pytest.mark.parametrize("made", MADE)
@@ -166,9 +198,8 @@ def test_a_loss_over_every_pair_takes_no_stage_that_chooses_makes_or_weighs_pair
 
 @pytest.mark.parametrize("loss", ["Spectral", "Square"])
 def test_a_loss_over_every_pair_takes_weights_of_images_groups_that_are_dropped_and_sources(loss):
-    (loss,) = built(Objective, [named(loss, LOSSES[loss])])
     for name in sorted(set(STAGES) - set(BY_PAIR)):
-        check(stages_of(name), loss)
+        check(stages_of(name), loss_of(loss))
     check([HardnessBand(), UniformSubset()], AlignUniform())
 
 
