@@ -82,6 +82,7 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     drawn = {name for curve in CURVES for name in curve.columns}
     drawn |= {f"hardness/{name}" for _, lines in HARDNESS for name in lines} | {"candidates/queue_age"}
     assert drawn <= set((out / "metrics.csv").read_text().splitlines()[0].split(","))
+    assert any(b"hardness/effective" in (out / name).read_bytes() for name in events)
     printed = capsys.readouterr().out
     for line, row in zip(
         re.findall("epoch   [12]/2 .*", printed), [row for row in rows if row["epoch/loss"]], strict=True

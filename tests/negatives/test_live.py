@@ -10,12 +10,18 @@ import torch
 from clouds import cloud, unit
 
 from contrastneg import Backbone, Head, MoCo, Views
-from contrastneg.analysis import effective_negatives, gradient_shares, hardness_bins, negative_counts
+from contrastneg.analysis import (
+    effective_negatives,
+    false_negative_detectors,
+    gradient_shares,
+    hardness_bins,
+    negative_counts,
+)
 from contrastneg.candidates import CandidateShares
 from contrastneg.contrast import contrast
 from contrastneg.data.module import PretrainData
 from contrastneg.data.shapes import shapes
-from contrastneg.negatives import Clock, HardestSubset, MoCHi, Negatives, Record
+from contrastneg.negatives import AbovePositive, Clock, HardestSubset, MoCHi, Negatives, Record, run_stages
 from contrastneg.negatives.live import BINS, CELLS, ROWS, first_rows, hardness_ratios
 
 pytestmark = pytest.mark.filterwarnings(
@@ -111,6 +117,18 @@ def test_the_live_table_and_the_analysis_of_the_same_embeddings_agree():
     for place, name in enumerate(BINS):
         assert found[f"gradient_{name}"] == pytest.approx(shares.share[place], rel=1e-4)
         assert found[f"same_class_{name}"] == pytest.approx(bins.rate[place], rel=1e-5)
+
+
+def test_precision_and_recall_of_a_stage_are_those_of_the_analysis():
+    negatives, label = table(200)
+    record = Record(label)
+    run_stages(negatives, [AbovePositive(margin=0.1)], CLOCK, record)
+    found = false_negative_detectors(
+        negatives.query, label, positives=negatives.positive, gaps=[0.1], thresholds=(), shares=()
+    )
+    row = found[found.detector == "above positive"].iloc[0]
+    for name in ("found", "precision", "recall"):
+        assert float(record.numbers[f"negatives/1_AbovePositive/{name}"]) == pytest.approx(row[name], rel=1e-5)
 
 
 def test_without_labels_what_needs_them_is_left_out():
