@@ -122,7 +122,7 @@ def test_the_live_table_and_the_analysis_of_the_same_embeddings_agree():
 def test_precision_and_recall_of_a_stage_are_those_of_the_analysis():
     negatives, label = table(200)
     record = Record(label)
-    run_stages(negatives, [AbovePositive(margin=0.1)], CLOCK, record)
+    run_stages(negatives, [AbovePositive(margin=0.1, spare=False)], CLOCK, record)
     found = false_negative_detectors(
         negatives.query, label, positives=negatives.positive, gaps=[0.1], thresholds=(), shares=()
     )
