@@ -73,7 +73,7 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
     same_class_BIN        share of the bin that is of the query's class: ``rate`` of :func:`contrastneg.analysis.hardness_bins`
     false_mass            :math:`\sum_{j \text{ of the class}} r_{ij}`, see :func:`contrastneg.analysis.negative_counts`
     negative_first        cosine of the most similar negative; ``negative_hardest`` and ``negative_hard`` of the last one of
-                          these bins; ``negative_median``, of an even number the lower of both
+                          these bins; ``negative_mean`` of all
     positive_low          quantile over queries of the cosine of the positive, at 10 %; ``positive_median``,
                           ``positive_high`` at 90 %
     ===================== =========================================================================================
@@ -105,7 +105,7 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
         "negative_first": over_queries(ranked[:, 0]),
         "negative_hardest": over_queries(at(ends[:, 0])),
         "negative_hard": over_queries(at(ends[:, 1])),
-        "negative_median": over_queries(similarity.masked_fill(~repelled, torch.nan).nanmedian(dim=1).values),
+        "negative_mean": over_queries((similarity * repelled).sum(dim=1) / ends[:, -1]),
         "effective": over_queries(torch.special.entr(law).sum(dim=1).exp()),
     }
     for name, share in zip(BINS, sums_by_bin(law, order, ends).unbind(dim=1), strict=True):

@@ -92,14 +92,14 @@ HARDNESS = (
         Measure(
             "Similarity of the negatives",
             "cosine",
-            "cosine with the query: of the most similar negative, at the ends of the hardest 0.1 % and 5 %, and the median",
+            "cosine with the query: of the most similar negative, at the ends of the hardest 0.1 % and 5 %, and the mean",
             from_zero=False,
         ),
         {
             "negative_first": "most similar",
             "negative_hardest": "at 0.1 %",
             "negative_hard": "at 5 %",
-            "negative_median": "median",
+            "negative_mean": "mean",
         },
     ),
     (

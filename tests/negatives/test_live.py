@@ -1,7 +1,6 @@
 """How hard the negatives of a step are: by loops in float64, as in the analysis, and at no change of the loss."""
 
 import math
-from statistics import median_low
 
 import numpy as np
 import pytest
@@ -66,7 +65,7 @@ def oracle(negatives, label):
             "negative_first": similarity[i, left[0]],
             "negative_hardest": similarity[i, left[top - 1]],
             "negative_hard": similarity[i, left[hard - 1]],
-            "negative_median": median_low([similarity[i, j] for j in left]),
+            "negative_mean": sum(similarity[i, j] for j in left) / len(left),
             "effective": math.exp(-sum(share * math.log(share) for share in r)),
         }
         if own >= 0:
