@@ -42,7 +42,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def read_help_texts(arguments: Sequence[str]) -> None:
-    """Let parsers read attribute docstrings from the sources, at a tenth of a second a class, where they are shown.
+    """Let parsers read attribute docstrings only where they are shown: to find them each source is parsed as a whole.
 
     Args:
         arguments: The command line that the parsers are for.

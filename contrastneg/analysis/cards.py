@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, mean, ratio
+from contrastneg.analysis.errors import mean, numbers_of, ratio
 from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
@@ -22,10 +22,11 @@ from contrastneg.analysis.queries import (
     ask_either,
     check_above_0,
     check_share,
+    filled,
     place,
+    unit_views,
 )
 from contrastneg.analysis.relations import check_column
-from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives import (
     Clock,
     Facts,
@@ -157,12 +158,10 @@ def sampler_cards(
         ValueError: No sampler is given, stages cannot follow each other or lack labels, columns or support, or a number is
             out of range.
     """
-    check_above_0("temperature", temperature)
     check_share("hard", hard)
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
-    further = _support(support, asked, len(embeddings))
-    known = _columns(columns, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
+    given = _Given.of(asked, columns, support, len(embeddings))
+    bench = _Bench.of(asked, samplers, given, _end_of_run(epochs, temperature, seed), candidates, visits)
     tallies = {name: _Tally(bench) for name in samplers}
     for number, rows in bench.parts():
         table = bench.table(rows)
@@ -223,19 +222,12 @@ def sampler_agreement(
     if len(samplers) < 2:
         raise ValueError(f"samplers has {len(samplers)}: give at least two to compare")
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
-    further = _support(support, asked, len(embeddings))
-    known = _columns(columns, asked, len(embeddings))
-    bench = _Bench.of(asked, samplers, known, further, temperature, epochs, candidates, visits, seed)
+    given = _Given.of(asked, columns, support, len(embeddings))
+    bench = _Bench.of(asked, samplers, given, _end_of_run(epochs, temperature, seed), candidates, visits)
     pairs = list(combinations(samplers, 2))
-    found = torch.empty(len(pairs), len(asked.rows), 2, dtype=torch.float64)
-    done = 0
-    for number, rows in bench.parts():
-        table = bench.table(rows)
-        kept = {name: bench.images(bench.run(name, table, number)) for name in samplers}
-        for part, (one, other) in zip(found, pairs, strict=True):
-            part[done : done + len(rows)] = _jaccard(kept[one], kept[other], bench.offered(table))
-        done += len(rows)
-    tables = [_agreement_row(asked, pair, part) for pair, part in zip(pairs, found, strict=True)]
+    shape = (len(asked.rows), len(pairs), 2)
+    found = filled(shape, (_agreements(bench, number, rows, pairs) for number, rows in bench.parts()))
+    tables = [_agreement_row(asked, pair, part) for pair, part in zip(pairs, found.unbind(dim=1), strict=True)]
     return pd.concat(tables, ignore_index=True).assign(candidates=len(bench.pool))
 
 
@@ -246,14 +238,38 @@ _COUNTED = (
 
 
 @dataclass(frozen=True)
+class _Given:
+    """What stages may ask for beside embeddings, of the images that are compared."""
+
+    columns: dict[str, Any]
+    support: Float[Tensor, "N S D"] | None
+
+    @classmethod
+    def of(cls, asked: Asked, columns: Mapping[str, Any] | None, support: Tensor | None, images: int) -> "_Given":
+        further = None if support is None else unit_views(support, asked, images)
+        kept: dict[str, Any] = {}
+        for name, column in (columns or {}).items():
+            check_column(name, column, images)
+            kept[name] = [column[image] for image in asked.position.tolist()]
+        return cls(kept, further)
+
+
+def _end_of_run(epochs: int, temperature: float, seed: int) -> Clock:
+    check_above_0("epochs", epochs)
+    check_above_0("temperature", temperature)
+    return Clock(1, 1, float(epochs), seed, temperature=temperature)
+
+
+@dataclass(frozen=True)
 class _Bench:
     """Samplers ready to run on the queries of a measure."""
 
     asked: Asked
     pool: Int64[Tensor, " K"]
     """Images that are candidates of all queries."""
-    support: Float[Tensor, "N S D"] | None
+    given: _Given
     clock: Clock
+    """The end of a run."""
     pipelines: dict[str, Pipeline]
 
     @classmethod
@@ -261,24 +277,19 @@ class _Bench:
         cls,
         asked: Asked,
         samplers: Samplers,
-        columns: Mapping[str, Any],
-        support: Tensor | None,
-        temperature: float,
-        epochs: int,
+        given: _Given,
+        clock: Clock,
         candidates: int,
         visits: int,
-        seed: int,
     ) -> "_Bench":
         if not samplers:
             raise ValueError("samplers is empty: give at least one list of stages")
         check_above_0("candidates", candidates)
-        check_above_0("epochs", epochs)
         if visits < 0:
             raise ValueError(f"visits is {visits}: give at least 0")
-        order = torch.randperm(len(asked.x), generator=generator(seed, "pool"))
-        clock = Clock(1, 1, float(epochs), seed, temperature=temperature)
-        bench = cls(asked, order[:candidates].sort().values, support, clock, {})
-        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, columns)
+        order = torch.randperm(len(asked.x), generator=generator(clock.seed, "pool"))
+        bench = cls(asked, order[:candidates].sort().values, given, clock, {})
+        facts = Facts(len(asked.x), asked.x.shape[1], asked.label, given.columns)
         for name, stages in samplers.items():
             try:
                 bench.pipelines[name] = bench._prepared(name, stages, facts)
@@ -288,7 +299,7 @@ class _Bench:
         return bench
 
     def _prepared(self, name: str, stages: Sequence[Stage], facts: Facts) -> Pipeline:
-        provides = {"id", "queue", *(() if self.support is None else ("support",))}
+        provides = {"id", "queue", *(() if self.given.support is None else ("support",))}
         pipeline = Pipeline(copy.deepcopy(list(stages)), provides, facts.dim, capacity=len(self.pool))
         pipeline.begin(_Known(facts))
         for number, stage in enumerate(pipeline.stages):
@@ -324,7 +335,8 @@ class _Bench:
     def table(self, rows: Int64[Tensor, " b"]) -> Negatives:
         """All candidates of some queries."""
         assert self.asked.second is not None
-        x, support = self.asked.x, None if self.support is None else self.support[rows]
+        x, further = self.asked.x, self.given.support
+        support = None if further is None else further[rows]
         query = x[rows].requires_grad_()
         keys = x[self.pool]
         return Negatives.of(query, self.asked.second[rows], keys, query_id=rows, key_id=self.pool, support=support)
@@ -467,7 +479,7 @@ class _Tally:
         }
         values: dict[str, Any] = {}
         for key, measured in measures.items():
-            values |= {column: float(value) for column, value in columns_of(key, measured).items()}
+            values |= numbers_of(key, measured)
         law = (self.law / len(of["kept"])).clamp(max=1 - 1e-12)
         buffers = self.bench.pipelines[name].states.buffers()
         return {
@@ -492,6 +504,15 @@ def _gradient(after: Negatives, temperature: float) -> tuple[Tensor, Tensor, Ten
     return share, push.double(), gradient.double().norm(dim=1)
 
 
+def _agreements(
+    bench: _Bench, number: int, rows: Int64[Tensor, " b"], pairs: Sequence[tuple[str, str]]
+) -> Float64[Tensor, "b pairs 2"]:
+    """How much the images agree that the samplers of each pair keep, see :func:`_jaccard`."""
+    table = bench.table(rows)
+    kept = {name: bench.images(bench.run(name, table, number)) for name in bench.pipelines}
+    return torch.stack([_jaccard(kept[one], kept[other], bench.offered(table)) for one, other in pairs], dim=1)
+
+
 def _jaccard(
     one: Bool[Tensor, "b N"], other: Bool[Tensor, "b N"], offered: Int64[Tensor, " b"]
 ) -> Float64[Tensor, "b 2"]:
@@ -506,20 +527,3 @@ def _agreement_row(asked: Asked, pair: tuple[str, str], found: Float64[Tensor, "
     value, error = mean(some) if len(some) else (found.new_full((2,), torch.nan), found.new_full((2,), torch.nan))
     names = {"sampler": [pair[0]], "other": pair[1]}
     return asked.table({**names, "jaccard": float(value[0]), "jaccard_se": float(error[0]), "chance": float(value[1])})
-
-
-def _columns(columns: Mapping[str, Any] | None, asked: Asked, images: int) -> dict[str, Any]:
-    """Columns of the images that are compared."""
-    kept = asked.position.tolist()
-    for name, column in (columns or {}).items():
-        check_column(name, column, images)
-    return {name: [column[place] for place in kept] for name, column in (columns or {}).items()}
-
-
-def _support(support: Tensor | None, asked: Asked, images: int) -> Float[Tensor, "N S D"] | None:
-    if support is None:
-        return None
-    if len(support) != images:
-        raise ValueError(f"support has views of {len(support)} images but there are {images}: give them for each")
-    kept = support[asked.position]
-    return unit_rows(kept.flatten(0, 1)).view(kept.shape)

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import NORMAL, clustered_error, columns_of, mean
+from contrastneg.analysis.errors import NORMAL, clustered_error, mean, numbers_of
 from contrastneg.analysis.queries import (
     Asked,
     Embeddings,
@@ -70,23 +70,7 @@ def score_variance(
     """
     scored = _Scored.of(checkpoints, labels, temperature, share, queries, seed)
     tenths = scored.tenths()
-    rows = []
-    for tenth in range(DECILES):
-        inside = tenths == tenth
-        false, sd = scored.false[inside], scored.deviation[inside]
-        auc, influence = _auc(-sd, false, scored.query[inside], len(scored.asked.rows))
-        rows.append(
-            {
-                "tenth": tenth + 1,
-                "mean_score": scored.mean[inside].mean(),
-                "pairs": int(inside.sum()),
-                "false_rate": false.mean(),
-                "sd_false": sd[false].mean() if false.any() else np.nan,
-                "sd_true": sd[~false].mean() if (~false).any() else np.nan,
-                "auc": auc,
-                "auc_se": float(clustered_error(torch.from_numpy(influence))),
-            }
-        )
+    rows = [{"tenth": tenth + 1, **_within(scored, tenths == tenth)} for tenth in range(DECILES)]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return scored.asked.table({**columns, **scored.about})
 
@@ -179,12 +163,7 @@ def curriculum_curves(
     all_asked = _same_images(checkpoints, labels, queries, seed, least=1)
     tables = []
     for number, (asked, x) in enumerate(zip(all_asked, times, strict=True)):
-        plans: list[tuple[str, Order, int]] = [
-            (name, order, max(1, place(x**power, asked.candidates)))
-            for name, power in pacing.items()
-            for order in ("easy first", "hard first", "random")
-        ]
-        plans.append(("all", "all", asked.candidates))
+        plans = _plans(pacing, x, asked.candidates)
         found = _offered(asked, plans, temperature, seed)
         for (name, order, count), part in zip(plans, found, strict=True):
             where = {"checkpoint": [number], "progress": x, "pacing": name, "order": order, "offered": count}
@@ -280,6 +259,21 @@ def _auc(score: np.ndarray, false: np.ndarray, query: np.ndarray, queries: int) 
     return auc, influence + np.bincount(query[~false], beating - auc, queries) / others
 
 
+def _within(scored: _Scored, inside: np.ndarray) -> dict[str, Any]:
+    """Scores of some pairs, and how their deviations tell the false from the true negatives."""
+    false, deviation = scored.false[inside], scored.deviation[inside]
+    auc, influence = _auc(-deviation, false, scored.query[inside], len(scored.asked.rows))
+    return {
+        "mean_score": scored.mean[inside].mean(),
+        "pairs": int(inside.sum()),
+        "false_rate": false.mean(),
+        "sd_false": deviation[false].mean() if false.any() else np.nan,
+        "sd_true": deviation[~false].mean() if (~false).any() else np.nan,
+        "auc": auc,
+        "auc_se": float(clustered_error(torch.from_numpy(influence))),
+    }
+
+
 def _matched_auc(scored: _Scored, queries: int) -> tuple[float, np.ndarray]:
     """The AUC of a small deviation within tenths of the mean score, weighted by the pairs that are compared."""
     tenths = scored.tenths()
@@ -292,6 +286,13 @@ def _matched_auc(scored: _Scored, queries: int) -> tuple[float, np.ndarray]:
             value, part = _auc(-scored.deviation[inside], false, scored.query[inside], queries)
             total, auc, influence = total + weight, auc + weight * value, influence + weight * part
     return (auc / total, influence / total) if total else (np.nan, influence * np.nan)
+
+
+def _plans(pacing: Mapping[str, float], progress: float, candidates: int) -> list[tuple[str, Order, int]]:
+    """Name of the pacing, order, and number of candidates that are open at this progress."""
+    orders: tuple[Order, ...] = ("easy first", "hard first", "random")
+    opened = {name: max(1, place(progress**power, candidates)) for name, power in pacing.items()}
+    return [*((name, order, count) for name, count in opened.items() for order in orders), ("all", "all", candidates)]
 
 
 def _offered(
@@ -321,5 +322,5 @@ def _offered(
 def _curve_columns(found: Float64[Tensor, "Q 3"]) -> dict[str, float]:
     columns: dict[str, float] = {}
     for name, values in zip(("similarity", "false_rate", "gradient_norm"), found.T, strict=True):
-        columns |= {column: float(value) for column, value in columns_of(name, mean(values)).items()}
+        columns |= numbers_of(name, mean(values))
     return columns

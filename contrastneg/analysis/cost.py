@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import pandas as pd
 import torch
@@ -55,28 +58,41 @@ def whole_data_cost(
     check_above_0("widths", *widths)
     check_above_0("repeats", repeats)
     rows = []
-    for count in images:
-        for width in widths:
-            draws = generator(seed, "cost", count, width)
-            query, keys = (F.normalize(torch.randn(count, width, generator=draws), dim=1) for _ in range(2))
-            moments, few = KeyMoments.of(keys), query[:256]
-            ways: list[tuple[str, Callable[[], Tensor], Tensor, int]] = [
-                ("pairs", lambda q=query, k=keys: (q @ k.T).square_().sum(dim=1), query, count * count),
-                (
-                    "moments",
-                    lambda q=query, k=keys: KeyMoments.of(k).square_sum(q),
-                    query,
-                    width * width + 2 * count * width,
-                ),
-                ("queue", lambda q=few, m=moments: m.square_sum(q), few, 2 * len(few) * width),
-            ]
-            for way, made, asked, numbers in ways:
-                small = way != "pairs" or numbers <= LARGEST_TABLE
-                found, seconds = _timed(made, repeats) if small else (None, torch.nan)
-                error = torch.nan if found is None else _error(found, asked, keys)
-                measured = {"seconds": seconds, "bytes": 4 * numbers, "error": error}
-                rows.append({"images": count, "width": width, "way": way, **measured})
+    for count, width in product(images, widths):
+        draws = generator(seed, "cost", count, width)
+        query, keys = (F.normalize(torch.randn(count, width, generator=draws), dim=1) for _ in range(2))
+        for way in _ways(query, keys):
+            rows.append({"images": count, "width": width, **_measured(way, keys, repeats)})
     return pd.DataFrame(rows).assign(repeats=repeats, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Way:
+    name: str
+    sums: Callable[[], Float[Tensor, " B"]]
+    """Of the squared similarities of each query with all keys."""
+    query: Float[Tensor, "B D"]
+    numbers: int
+    """Numbers that it holds beside its inputs."""
+
+
+def _ways(query: Float[Tensor, "T D"], keys: Float[Tensor, "T D"]) -> list[_Way]:
+    count, width = keys.shape
+    moments, few = KeyMoments.of(keys), query[:256]
+    return [
+        _Way("pairs", lambda: (query @ keys.T).square_().sum(dim=1), query, count * count),
+        _Way("moments", lambda: KeyMoments.of(keys).square_sum(query), query, width * width + 2 * count * width),
+        _Way("queue", lambda: moments.square_sum(few), few, 2 * len(few) * width),
+    ]
+
+
+def _measured(way: _Way, keys: Float[Tensor, "T D"], repeats: int) -> dict[str, Any]:
+    """The row of one way, without time and error where its table is too large to be made."""
+    seconds = error = torch.nan
+    if way.name != "pairs" or way.numbers <= LARGEST_TABLE:
+        found, seconds = _timed(way.sums, repeats)
+        error = _error(found, way.query, keys)
+    return {"way": way.name, "seconds": seconds, "bytes": 4 * way.numbers, "error": error}
 
 
 def _timed(made: Callable[[], Tensor], repeats: int) -> tuple[Tensor, float]:

@@ -139,18 +139,9 @@ def gradient_agreement(
         raise ValueError(f"draws is {draws}: a variance needs at least 2")
     asked = ask(embeddings, queries=queries, seed=seed, positives=positives)
     numbers = counts_up_to(counts, asked.candidates)
-    masses: tuple[Mass, ...] = ("plain", "preserve")
-    parts: dict[Mass, list[Tensor]] = {mass: [] for mass in masses}
-    for rows, cosine in asked.parts():
-        sums = torch.stack([_sums_of_first(asked, rows, cosine, numbers, temperature, (seed, d)) for d in range(draws)])
-        every = _sums_of_first(asked, rows, cosine, [asked.candidates], temperature, (seed, 0))
-        whole = _gradient(asked, rows, every, torch.ones(1), temperature)
-        for mass in masses:
-            found = _gradient(asked, rows, sums, _omega(mass, numbers, asked.candidates), temperature)
-            parts[mass].append(_agreement(found, whole))
     tables = []
-    for mass in masses:
-        value, error = mean(torch.cat(parts[mass]))
+    for mass, found in _agreements(asked, numbers, temperature, draws, seed).items():
+        value, error = mean(found)
         columns = {"mass": mass, "negatives": numbers}
         for place, name in enumerate(("cosine", "error", "variance")):
             columns |= columns_of(name, (value[:, place], error[:, place]))
@@ -266,6 +257,21 @@ def _sums_of_first(
         chosen = torch.zeros_like(weight).scatter_(1, order[:, :number], 1.0) * weight
         sums.append(torch.cat([weighted_sum(chosen, asked.x), chosen.sum(dim=1, keepdim=True)], dim=1))
     return torch.stack(sums)
+
+
+def _agreements(
+    asked: Asked, numbers: list[int], temperature: float, draws: int, seed: int
+) -> dict[Mass, Float64[Tensor, "Q counts 3"]]:
+    """How each mass agrees with all candidates, see :func:`_agreement`, both from the same draws."""
+    parts: dict[Mass, list[Tensor]] = {"plain": [], "preserve": []}
+    for rows, cosine in asked.parts():
+        sums = torch.stack([_sums_of_first(asked, rows, cosine, numbers, temperature, (seed, d)) for d in range(draws)])
+        every = _sums_of_first(asked, rows, cosine, [asked.candidates], temperature, (seed, 0))
+        whole = _gradient(asked, rows, every, torch.ones(1), temperature)
+        for mass, agreements in parts.items():
+            found = _gradient(asked, rows, sums, _omega(mass, numbers, asked.candidates), temperature)
+            agreements.append(_agreement(found, whole))
+    return {mass: torch.cat(agreements) for mass, agreements in parts.items()}
 
 
 def _gradient(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import ratio
+from contrastneg.analysis.errors import numbers_of, ratio
 from contrastneg.analysis.queries import (
     QUERIES,
     Asked,
@@ -21,9 +21,9 @@ from contrastneg.analysis.queries import (
     check_share,
     hardest_first,
     place,
+    unit_views,
 )
 from contrastneg.analysis.relations import Column, column_groups, sharing
-from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.negatives.core import Clock, Negatives
 from contrastneg.negatives.graph import knn_graph
 from contrastneg.negatives.support import resembling
@@ -221,10 +221,7 @@ def _views(support: Tensor | None, asked: Asked, images: int) -> Float[Tensor, "
     """Unit support views of the images that are compared; none for each without any."""
     if support is None:
         return asked.x.new_zeros(len(asked.x), 0, asked.x.shape[1])
-    if len(support) != images:
-        raise ValueError(f"support has views of {len(support)} images but there are {images}: give them for each")
-    kept = support[asked.position]
-    return unit_rows(kept.flatten(0, 1)).view(kept.shape)
+    return unit_views(support, asked, images)
 
 
 def _tallies(asked: Asked, detectors: list[_Detector], hardest: int) -> Float64[Tensor, "detectors Q 6"]:
@@ -256,8 +253,7 @@ def _row(asked: Asked, detector: _Detector, tally: Float64[Tensor, "Q 6"]) -> pd
         "hard_lost": (hard_found, hard),
     }
     for name, (part, whole) in shares.items():
-        value, error = ratio(part, whole)
-        columns |= {name: float(value), f"{name}_se": float(error)}
+        columns |= numbers_of(name, ratio(part, whole))
     return asked.table(columns)
 
 

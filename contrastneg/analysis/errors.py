@@ -52,6 +52,11 @@ def columns_of(name: str, measured: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return {name: measured[0], f"{name}_se": measured[1]}
 
 
+def numbers_of(name: str, measured: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """A single measure and its standard error as numbers of a row, ``name`` and ``name_se``."""
+    return {column: float(value) for column, value in columns_of(name, measured).items()}
+
+
 def mean(values: Float[Tensor, "Q *n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
     """The mean over queries and its standard error.
 

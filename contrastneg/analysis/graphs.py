@@ -1,5 +1,6 @@
 """False negatives in the graph of nearest images: by rank of personalised PageRank, and by hops from the query."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,15 @@ from contrastneg.analysis.classes import Labels
 from contrastneg.analysis.errors import columns_of, mean, ratio
 from contrastneg.analysis.hardness import sums_by_bin
 from contrastneg.analysis.pairs import window_starts
-from contrastneg.analysis.queries import Asked, Embeddings, ask_by_class, check_above_0, check_share, hardest_first
+from contrastneg.analysis.queries import (
+    Asked,
+    Embeddings,
+    ask_by_class,
+    check_above_0,
+    check_share,
+    filled,
+    hardest_first,
+)
 from contrastneg.negatives.graph import knn_graph
 
 BATCH = 64
@@ -63,16 +72,9 @@ def same_class_by_pagerank(
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
     moves = _moves(asked, neighbours)
     windows = list(pairwise(window_starts(asked.candidates)))
-    found = torch.empty(len(asked.rows), 2, len(windows), dtype=torch.float64)
-    done = 0
-    for rows in asked.rows.split(BATCH):
-        score = _pagerank(moves, len(asked.x), rows, follow, steps)
-        image = hardest_first(score)
-        there = score.gather(1, image) > -torch.inf
-        same = asked.same_class(rows).gather(1, image) & there
-        both = [sums_by_bin(kind, windows) for kind in (there, same)]
-        found[done : done + len(rows)] = torch.stack(both, dim=1)
-        done += len(rows)
+    walked = ((rows, _pagerank(moves, len(asked.x), rows, follow, steps)) for rows in asked.rows.split(BATCH))
+    shape = (len(asked.rows), 2, len(windows))
+    found = filled(shape, (_by_rank(asked, rows, score, windows) for rows, score in walked))
     used = found[:, 0].sum(dim=0) > 0
     first, after = torch.tensor(windows)[used].unbind(dim=1)
     ranks = {"first": first + 1, "last": after}
@@ -115,22 +117,33 @@ def same_class_by_hop(
     check_above_0("hops", hops)
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed)
     moves = _moves(asked, neighbours)
-    found = torch.empty(len(asked.rows), 2, hops, dtype=torch.float64)
-    done = 0
-    for rows in asked.rows.split(BATCH):
-        hop = _hops(moves, len(asked.x), rows, hops)
-        same = asked.same_class(rows)
-        for h in range(hops):
-            here = hop == h + 1
-            found[done : done + len(rows), :, h] = torch.stack(
-                [here.sum(dim=1), (here & same).sum(dim=1)], dim=1
-            ).double()
-        done += len(rows)
+    walked = ((rows, _hops(moves, len(asked.x), rows, hops)) for rows in asked.rows.split(BATCH))
+    found = filled((len(asked.rows), 2, hops), (_by_hop(asked, rows, hop, hops) for rows, hop in walked))
     used = found[:, 0].sum(dim=0) > 0
     of_class = asked.base_rate()[:, None] * asked.candidates
     recall = columns_of("recall", mean(found[:, 1, used] / of_class))
     hop = torch.arange(1, hops + 1)[used]
     return asked.table({"hop": hop, **_rates(asked, found[:, :, used]), **recall, "neighbours": neighbours})
+
+
+def _by_rank(
+    asked: Asked, rows: Int64[Tensor, " b"], score: Float64[Tensor, "b N"], windows: Sequence[tuple[int, int]]
+) -> Float64[Tensor, "b 2 windows"]:
+    """Images with a score at the ranks of each window, and those of the query's class among them."""
+    image = hardest_first(score)
+    there = score.gather(1, image) > -torch.inf
+    same = asked.same_class(rows).gather(1, image) & there
+    return torch.stack([sums_by_bin(kind, windows) for kind in (there, same)], dim=1)
+
+
+def _by_hop(
+    asked: Asked, rows: Int64[Tensor, " b"], hop: Int64[Tensor, "b N"], hops: int
+) -> Float64[Tensor, "b 2 hops"]:
+    """Images at each number of hops, and those of the query's class among them."""
+    same = asked.same_class(rows)
+    at_hop = [hop == number for number in range(1, hops + 1)]
+    counts = [torch.stack([here.sum(dim=1), (here & same).sum(dim=1)], dim=1) for here in at_hop]
+    return torch.stack(counts, dim=2).double()
 
 
 def _rates(asked: Asked, found: Float64[Tensor, "Q 2 rows"]) -> dict[str, Any]:

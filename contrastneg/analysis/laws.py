@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, mean
+from contrastneg.analysis.errors import columns_of, mean, numbers_of
 from contrastneg.analysis.queries import (
     QUERIES,
     Asked,
@@ -19,6 +19,7 @@ from contrastneg.analysis.queries import (
     ask_by_class,
     ask_either,
     check_above_0,
+    filled,
     weighted_sum,
 )
 from contrastneg.negatives.graph import knn_graph
@@ -138,15 +139,13 @@ def partition_variance(
     if draws < 2:
         raise ValueError(f"draws is {draws}: a variance needs at least 2")
     asked = ask_either(embeddings, labels, queries=queries, seed=seed)
-    found = torch.empty(len(asked.rows), len(tilts), 5, dtype=torch.float64)
-    done = 0
-    for rows, cosine in asked.parts():
-        same = torch.zeros_like(cosine, dtype=torch.bool) if asked.label is None else asked.same_class(rows)
-        for part, row, logit, false in zip(found[done:], rows.tolist(), cosine / temperature, same, strict=False):
-            uniform = torch.rand(draws, negatives, generator=generator(seed, "partition", row), dtype=torch.float64)
-            for values, tilt in zip(part, tilts, strict=True):
-                values.copy_(_estimated(logit, false, tilt, uniform))
-        done += len(rows)
+    found = filled(
+        (len(asked.rows), len(tilts), 5),
+        (
+            _simulated(asked, rows, cosine / temperature, tilts, (draws, negatives), seed)
+            for rows, cosine in asked.parts()
+        ),
+    )
     names = ("variance", "log_variance", "log_bias", "effective", "false_rate")
     columns: dict[str, Any] = {"tilt": list(tilts)}
     for number, name in enumerate(names):
@@ -202,18 +201,10 @@ def chain_mixing(
     everybody = torch.randperm(len(embeddings), generator=generator(seed, "images"))[:images].sort().values
     asked = ask(torch.as_tensor(embeddings)[everybody], queries=queries, seed=seed)
     proposal = _proposals(asked, neighbours)
-    tables = []
-    for tilt in tilts:
-        courses = [
-            _course(torch.softmax(logit * tilt / temperature, dim=0), proposal, row, moves)
-            for rows, cosine in asked.parts()
-            for row, logit in zip(rows.tolist(), cosine.masked_fill(cosine == -torch.inf, -1e300), strict=True)
-        ]
-        distance, accepted = torch.stack([course for course, _ in courses]), torch.tensor([a for _, a in courses])
-        acceptance, error = (float(value) for value in mean(accepted))
-        measured = columns_of("total_variation", mean(distance))
-        rates = {"acceptance": acceptance, "acceptance_se": error}
-        tables.append(asked.table({"tilt": tilt, "moves": list(moves), **measured, **rates}))
+    tables = [
+        asked.table({"tilt": tilt, "moves": list(moves), **_mixing(asked, tilt, temperature, proposal, moves)})
+        for tilt in tilts
+    ]
     return pd.concat(tables, ignore_index=True).assign(neighbours=neighbours, temperature=temperature)
 
 
@@ -236,12 +227,30 @@ def _drawn_by(asked: Asked, log_law: Float64[Tensor, " N"]) -> dict[str, float]:
     centre = weighted_sum(law[None], asked.x)
     query = asked.x[asked.rows].double()
     similarity = ((query @ centre.T).squeeze(1) - law[asked.rows] * query.square().sum(dim=1)) / rest
-    measured = {**columns_of("false_rate", mean(false)), **columns_of("similarity", mean(similarity))}
     return {
-        **{name: float(value) for name, value in measured.items()},
+        **numbers_of("false_rate", mean(false)),
+        **numbers_of("similarity", mean(similarity)),
         "effective": 1 / float(law.square().sum()),
         "classes_drawn": float(torch.special.entr(of_class).sum().exp()),
     }
+
+
+def _simulated(
+    asked: Asked,
+    rows: Int64[Tensor, " b"],
+    logits: Float64[Tensor, "b N"],
+    tilts: Sequence[float],
+    draws: tuple[int, int],
+    seed: int,
+) -> Float64[Tensor, "b tilts 5"]:
+    """What each law gives each query, see :func:`_estimated`, all laws from the same random numbers."""
+    same = torch.zeros_like(logits, dtype=torch.bool) if asked.label is None else asked.same_class(rows)
+    found = torch.empty(len(rows), len(tilts), 5, dtype=torch.float64)
+    for part, row, logit, false in zip(found, rows.tolist(), logits, same, strict=True):
+        uniform = torch.rand(draws, generator=generator(seed, "partition", row), dtype=torch.float64)
+        for values, tilt in zip(part, tilts, strict=True):
+            values.copy_(_estimated(logit, false, tilt, uniform))
+    return found
 
 
 def _estimated(
@@ -267,6 +276,19 @@ def _proposals(asked: Asked, neighbours: int) -> Float64[Tensor, "N N"]:
     edges: Int64[Tensor, "N k"] = knn_graph(asked.x, count)[0]
     near = torch.zeros(n, n, dtype=torch.float64).scatter_(1, edges, 1 / count)
     return (near + 1 / n) / 2
+
+
+def _mixing(
+    asked: Asked, tilt: float, temperature: float, proposal: Float64[Tensor, "N N"], moves: Sequence[int]
+) -> dict[str, Tensor | float]:
+    """Distance after each number of moves, and acceptance, of the chains of all queries with one target."""
+    courses = [
+        _course(torch.softmax(logit * tilt / temperature, dim=0), proposal, row, moves)
+        for rows, cosine in asked.parts()
+        for row, logit in zip(rows.tolist(), cosine.masked_fill(cosine == -torch.inf, -1e300), strict=True)
+    ]
+    distance, accepted = torch.stack([course for course, _ in courses]), torch.tensor([a for _, a in courses])
+    return {**columns_of("total_variation", mean(distance)), **numbers_of("acceptance", mean(accepted))}
 
 
 def _course(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import columns_of, mean
+from contrastneg.analysis.errors import mean, numbers_of
 from contrastneg.analysis.queries import Asked, Embeddings, Positives, ask_either, check_above_0
 from contrastneg.evaluate.neighbours import nearest, unit_rows
 from contrastneg.negatives import Clock, MoCHi, Negatives
@@ -77,22 +77,16 @@ def mixed_negatives(
     asked = ask_either(embeddings, labels, queries=queries, seed=seed, positives=positives)
     if pool > asked.candidates:
         raise ValueError(f"pool is {pool} but a query has {asked.candidates} candidates: give at most that")
-    measured: dict[str, list[dict[str, Tensor]]] = {kind: [] for kind in KINDS}
-    to_search: dict[str, list[Tensor]] = {kind: [] for kind in KINDS[1:]}
-    for rows, hardest, positive, made in _made(asked, pool, (pair_mixes, query_mixes), seed):
-        for kind, mixes in zip(KINDS, made, strict=True):
-            measured[kind].append(_measures(asked, rows, mixes, hardest, positive))
-            if mixes.vector is not None:
-                to_search[kind].append(mixes.vector[:, :searched].clone())
-    tables = []
+    measured, vectors = _of_kinds(asked, pool, (pair_mixes, query_mixes), searched, seed)
+    rows = []
     for kind, number in zip(KINDS, (pool, pair_mixes, query_mixes), strict=True):
-        found = {name: torch.cat([part[name] for part in measured[kind]]) for name in measured[kind][0]}
-        if kind in to_search:
-            found["nearest_same_class"] = _nearest_same_class(asked, torch.cat(to_search[kind]))
+        found = measured[kind]
+        if kind in vectors:
+            found["nearest_same_class"] = _nearest_same_class(asked, vectors[kind])
         else:
             found["nearest_same_class"] = found["parents_1"]  # an image is the nearest to itself
-        tables.append(_row(asked, kind, found) | {"pool": pool, "mixes": number})
-    return pd.concat([asked.table(row) for row in tables], ignore_index=True)
+        rows.append(_row(asked, kind, found) | {"pool": pool, "mixes": number})
+    return pd.concat([asked.table(row) for row in rows], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -126,6 +120,23 @@ def _made(
         yield rows, hardest.similarity.amax(dim=1), table.positive_similarity, found
 
 
+def _of_kinds(
+    asked: Asked, pool: int, counts: tuple[int, int], searched: int, seed: int
+) -> tuple[dict[str, dict[str, Float64[Tensor, " Q"]]], dict[str, Float[Tensor, "Q searched D"]]]:
+    """By kind, what is measured of each query, and the first vectors of those kinds that are no images."""
+    measured: dict[str, list[dict[str, Tensor]]] = {kind: [] for kind in KINDS}
+    vectors: dict[str, list[Tensor]] = {kind: [] for kind in KINDS[1:]}
+    for rows, hardest, positive, made in _made(asked, pool, counts, seed):
+        for kind, mixes in zip(KINDS, made, strict=True):
+            measured[kind].append(_measures(asked, rows, mixes, hardest, positive))
+            if mixes.vector is not None:
+                vectors[kind].append(mixes.vector[:, :searched].clone())
+    columns = {
+        kind: {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for kind, parts in measured.items()
+    }
+    return columns, {kind: torch.cat(parts) for kind, parts in vectors.items()}
+
+
 def _measures(
     asked: Asked, rows: Int64[Tensor, " b"], mixes: _Mixes, hardest: Float[Tensor, " b"], positive: Float[Tensor, " b"]
 ) -> dict[str, Float64[Tensor, " b"]]:
@@ -157,6 +168,6 @@ def _nearest_same_class(asked: Asked, vector: Float[Tensor, "Q searched D"]) -> 
 def _row(asked: Asked, kind: str, found: dict[str, Float64[Tensor, " Q"]]) -> dict[str, Any]:
     values: dict[str, Any] = {"kind": [kind]}
     for name, of_queries in found.items():
-        values |= {column: float(value) for column, value in columns_of(name, mean(of_queries)).items()}
+        values |= numbers_of(name, mean(of_queries))
     base = torch.nan if asked.label is None else float(asked.base_rate().mean())
     return {**values, "base_rate": base}

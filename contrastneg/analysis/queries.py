@@ -6,7 +6,7 @@ measure keeps a few tables of that size, whatever the number of images.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,6 +195,39 @@ def weighted_sum(weight: Float64[Tensor, "b N"], x: Float32[Tensor, "N D"]) -> F
     for start in range(0, len(x), step):
         total += weight[:, start : start + step] @ x[start : start + step].double()
     return total
+
+
+def filled(shape: tuple[int, ...], parts: Iterable[Float64[Tensor, "..."]]) -> Float64[Tensor, "..."]:
+    """What is measured of some queries at a time, as one tensor.
+
+    Filled in place: small results kept between large tables would split the heap, and memory would grow.
+
+    Args:
+        shape: Of the whole, queries first.
+        parts: Numbers of some queries each, in the order of the queries.
+    """
+    whole, done = torch.empty(shape, dtype=torch.float64), 0
+    for part in parts:
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
+
+
+def unit_views(support: Float[Tensor, "M S D"], asked: Asked, images: int) -> Float[Tensor, "N S D"]:
+    """Unit embeddings of the further views of the images that are compared.
+
+    Args:
+        support: Embeddings of S further views of each image that was given.
+        asked: The images that are compared.
+        images: How many were given.
+
+    Raises:
+        ValueError: There are views of more or fewer images.
+    """
+    if len(support) != images:
+        raise ValueError(f"support has views of {len(support)} images but there are {images}: give them for each")
+    kept = support[asked.position]
+    return unit_rows(kept.flatten(0, 1)).view(kept.shape)
 
 
 def place(share: float, candidates: int) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from contrastneg.analysis.classes import Labels
-from contrastneg.analysis.errors import clustered_error, columns_of, ratio
+from contrastneg.analysis.errors import clustered_error, numbers_of, ratio
 from contrastneg.analysis.queries import QUERIES, Asked, Embeddings, ask_by_class, ask_either, check_above_0
 from contrastneg.negatives.groups import group_codes
 
@@ -120,11 +120,11 @@ def background_effect(
     )
     influence = at_here - at_else
     error = float(clustered_error(influence))
-    values = {**columns_of("here", means[0]), **columns_of("elsewhere", means[1])}
     return asked.table(
         {
-            **{name: [float(value)] for name, value in values.items()},
-            "pooled": pooled,
+            **numbers_of("here", means[0]),
+            **numbers_of("elsewhere", means[1]),
+            "pooled": [pooled],
             "effect": float(means[0][0] - means[1][0]) / pooled,
             "effect_se": error / pooled,
             "pairs_here": float(pairs_here) / len(found),
@@ -192,5 +192,5 @@ def _relation_row(asked: Asked, name: str, tally: Float64[Tensor, "Q 4"]) -> dic
     }
     values: dict[str, Any] = {"relation": [name], "pairs": float(pairs.mean())}
     for key, found in measured.items():
-        values |= {column: float(value) for column, value in columns_of(key, found).items()}
+        values |= numbers_of(key, found)
     return values

@@ -221,6 +221,20 @@ def test_agreement_is_that_of_sets_of_ranks():
     assert table[["sampler", "other"]].values.tolist() == [["6", "9"], ["6", "easy"], ["9", "easy"]]
 
 
+def test_agreement_and_chance_are_those_of_a_loop_over_sets():
+    x, label, positive = cloud()
+    row = sampler_agreement(x, positive, {"6": [HardestSubset(6)], "true": [OracleSameLabel()]}, label).iloc[0]
+    shared, chance = [], []
+    for i in with_another(label):
+        ranking = [j for _, j in ranked(x)[i]]
+        one, other = set(ranking[:6]), {j for j in ranking if label[j] != label[i]}
+        shared.append(len(one & other) / len(one | other))
+        expected = 6 * len(other) / 39
+        chance.append(expected / (6 + len(other) - expected))
+    assert (row.jaccard, row.jaccard_se) == pytest.approx(mean_error(shared))
+    assert row.chance == pytest.approx(np.mean(chance))
+
+
 def test_candidates_may_be_a_part_of_the_images():
     x, label, positive = cloud()
     table = sampler_cards(x, positive, {"all": [], "hardest": [HardestSubset(6)]}, label, candidates=20)
@@ -273,6 +287,8 @@ def test_what_cannot_be_run_is_refused_in_one_line(samplers, settings, message):
         x, label, positive = cloud()
         with pytest.raises(ValueError, match=f"^{message}"):
             sampler_cards(x, positive, samplers, label, **settings)
+        with pytest.raises(ValueError, match=f"^{message}"):
+            sampler_agreement(x, positive, samplers | {"b": []}, label, **settings)
         return
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         card(samplers, **settings)

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from contrastneg.analysis import whole_data_cost
+from contrastneg.analysis.cost import _error, _ways
 
 
 def test_all_ways_give_the_sum_over_pairs_and_moments_need_no_table():
@@ -16,6 +18,16 @@ def test_all_ways_give_the_sum_over_pairs_and_moments_need_no_table():
     assert size[512, 8, "pairs"] == 64 * size[64, 8, "pairs"] == 4 * 512**2
     assert size[512, 8, "moments"] == 4 * (8 * 8 + 2 * 512 * 8)  # of the moment, of products with it and with queries
     assert size[512, 8, "queue"] == 4 * 2 * 256 * 8
+
+
+def test_sums_and_their_error_are_those_of_loops_over_pairs():
+    draws = torch.Generator().manual_seed(0)
+    query, keys = torch.randn(5, 3, generator=draws), torch.randn(5, 3, generator=draws)
+    exact = torch.tensor([sum(float(q.double() @ k.double()) ** 2 for k in keys) for q in query], dtype=torch.float64)
+    for way in _ways(query, keys):
+        torch.testing.assert_close(way.sums(), exact.float())
+    off = torch.tensor([0.0, 1e-3, -4e-3, 0.0, 2e-3], dtype=torch.float64)
+    assert _error(exact * (1 + off), query, keys) == pytest.approx(4e-3)
 
 
 def test_tables_that_are_too_large_are_not_made(monkeypatch):

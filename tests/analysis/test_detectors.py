@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from clouds import cloud, ranked, unit, with_another
+from clouds import cloud, ranked, ratio_error, unit, with_another
 
 from contrastneg.analysis import false_negative_detectors
 
@@ -29,17 +29,12 @@ def scores(x, label, found, hard):
     counts = np.array(counts, dtype=float)
     n, hits, false, lost, hardest = counts.T
 
-    def ratio(a, b):
-        value = a.sum() / b.sum()
-        error = math.sqrt(len(a) / (len(a) - 1) * np.square(a - value * b).sum()) / b.sum()
-        return value, error
-
     return {
         "found": n.mean(),
-        "precision": ratio(hits, n),
-        "recall": ratio(hits, false),
-        "left": ratio(false - hits, 39 - n),
-        "hard_lost": ratio(lost, hardest),
+        "precision": ratio_error(hits, n),
+        "recall": ratio_error(hits, false),
+        "left": ratio_error(false - hits, 39 - n),
+        "hard_lost": ratio_error(lost, hardest),
     }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from clouds import cloud, mean_error, unit, with_another
+from clouds import cloud, mean_error, ratio_error, unit, with_another
 
 from contrastneg.analysis import rank_band, same_class_by_hop, same_class_by_pagerank
 
@@ -22,23 +22,24 @@ def test_the_curve_is_that_of_a_dense_power_iteration():
     x, label, _ = cloud()
     table = same_class_by_pagerank(x, label, neighbours=4, follow=0.7, steps=5)
     move, asked = dense(x, 4), with_another(label)
-    by_rank = {}
-    for i in asked:
+    windows = list(zip(table["first"], table["last"], strict=True))
+    reached, false = (np.zeros((len(asked), len(windows))) for _ in range(2))
+    for place, i in enumerate(asked):
         start = np.eye(40)[i]
         law = start
         for _ in range(5):
             law = 0.3 * start + 0.7 * move.T @ law
         law[i] = 0
-        order = [j for j in np.argsort(-law, kind="stable") if law[j] > 0]
-        for rank, j in enumerate(order):
-            by_rank.setdefault(rank + 1, []).append(float(label[j] == label[i]))
-    for row in table.itertuples():
-        seen = [value for rank in range(row.first, row.last + 1) for value in by_rank.get(rank, [])]
-        assert row.rate == pytest.approx(np.mean(seen), abs=0.02)  # ties may be ranked otherwise
-        assert row.reached == pytest.approx(len(seen) / len(asked))
+        order = [j for j in np.argsort(-law.round(12), kind="stable") if law[j] > 0]
+        for window, (first, last) in enumerate(windows):
+            inside = order[first - 1 : last]
+            reached[place, window], false[place, window] = len(inside), sum(int(label[j] == label[i]) for j in inside)
+    for window, row in enumerate(table.itertuples()):
+        assert row.reached == pytest.approx(reached[:, window].mean())
+        assert (row.rate, row.rate_se) == pytest.approx(ratio_error(false[:, window], reached[:, window]))
     base = np.mean([(label == label[i]).sum() - 1 for i in asked]) / 39
     assert table.base_rate[0] == pytest.approx(base)
-    assert table.lift.to_numpy() == pytest.approx(table.rate.to_numpy() / base)
+    assert table[["lift", "lift_se"]].to_numpy() == pytest.approx(table[["rate", "rate_se"]].to_numpy() / base)
 
 
 def test_hops_are_those_of_a_breadth_first_search():
@@ -57,7 +58,7 @@ def test_hops_are_those_of_a_breadth_first_search():
     for h, row in enumerate(table.itertuples()):
         assert row.hop == h + 1
         assert row.reached == pytest.approx(reached[:, h].mean())
-        assert row.rate == pytest.approx(false[:, h].sum() / reached[:, h].sum())
+        assert (row.rate, row.rate_se) == pytest.approx(ratio_error(false[:, h], reached[:, h]))
         assert (row.recall, row.recall_se) == pytest.approx(mean_error(recall[:, h]))
 
 

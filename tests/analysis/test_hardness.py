@@ -110,6 +110,13 @@ def test_false_hard_and_easy_are_counted_as_in_a_loop():
     assert table.share["hard"] > 0
 
 
+@pytest.mark.parametrize(("margin", "hard"), [(0.5, 0), (1.5, 30 / 39)])
+def test_classes_at_right_angles_are_hard_from_a_margin_of_one_on(margin, hard):
+    x = torch.eye(4).repeat_interleave(10, dim=0)
+    table = difficulty_shares(x, torch.arange(4).repeat_interleave(10), x, margin=margin)
+    assert table.share.tolist() == pytest.approx([9 / 39, hard, 30 / 39 - hard])
+
+
 @pytest.mark.parametrize("edges", [(0.05, 0.05), (0.3, 0.1), (0.01, 0.02), (0.0,), (1.0,)])
 def test_bins_without_candidates_are_refused(edges):
     with pytest.raises(ValueError, match="^edges is "):

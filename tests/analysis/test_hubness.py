@@ -45,6 +45,20 @@ def test_the_centre_of_a_star_is_everybodys_neighbour():
     assert values["gini"] == pytest.approx(differences / 2 / table.occurrence.mean())
 
 
+def test_statistics_are_those_of_counts_by_a_loop():
+    x, _, _ = cloud()
+    counts = np.zeros(40)
+    for row in ranked(x):
+        counts[[j for _, j in row[:1]]] += 1
+    table = hubness(x, neighbours=1).set_index("statistic")
+    never = (counts == 0).mean()
+    assert 0 < never < 1
+    assert table.value["skewness"] == pytest.approx(stats.skew(counts))
+    assert table.value["gini"] == pytest.approx(np.abs(np.subtract.outer(counts, counts)).mean() / 2 / counts.mean())
+    assert (table.value["never"], table.value["largest"]) == (pytest.approx(never), counts.max())
+    assert table.value_se["never"] == pytest.approx(math.sqrt(never * (1 - never) / 40))
+
+
 def test_a_ring_has_no_hubs():
     angle = 2 * math.pi * torch.arange(16) / 16
     values = hubness(torch.stack([angle.cos(), angle.sin()], dim=1), neighbours=4).set_index("statistic").value

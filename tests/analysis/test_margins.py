@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from clouds import cloud, mean_error, ranked, with_another
+from clouds import cloud, mean_error, ranked, ratio_error, with_another
 
 from contrastneg.analysis import effective_negatives, margin_shares
 from contrastneg.analysis.margins import TEMPERATURES
@@ -23,9 +23,10 @@ def test_active_candidates_are_counted_as_in_a_loop():
             false.append(sum(int(label[j] == label[i]) for j in above))
             of_class.append(sum(int(label[j] == label[i]) for _, j in ranking[i]))
         assert (row.active, row.active_se) == pytest.approx(mean_error(active))
-        assert row.active_false == pytest.approx(sum(false) / sum(of_class))
-        assert row.active_true == pytest.approx((sum(active) - sum(false)) / (39 * len(active) - sum(of_class)))
-        assert row.false_gradient == pytest.approx(sum(false) / sum(active))
+        true, others = np.subtract(active, false), 39 - np.array(of_class)
+        assert (row.active_false, row.active_false_se) == pytest.approx(ratio_error(false, of_class))
+        assert (row.active_true, row.active_true_se) == pytest.approx(ratio_error(true, others))
+        assert (row.false_gradient, row.false_gradient_se) == pytest.approx(ratio_error(false, active))
         assert row.base_rate == pytest.approx(np.mean(of_class) / 39)
 
 

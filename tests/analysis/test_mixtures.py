@@ -7,6 +7,7 @@ from clouds import cloud, mean_error, unit, with_another
 
 from contrastneg.analysis import mixed_negatives
 from contrastneg.negatives import Clock, MoCHi, Negatives
+from contrastneg.negatives.mixes import Pool
 
 SIZES = {"pool": 6, "pair_mixes": 10, "query_mixes": 5}
 
@@ -35,6 +36,62 @@ def test_similarities_are_those_of_the_stage():
         assert (row.above_hardest, row.above_positive) == pytest.approx(tuple(map(float, above)), abs=0.03)
         first = (columns < own[:, None]).all(dim=1).double().mean()
         assert row.positive_first == pytest.approx(float(first), abs=0.03)
+
+
+def test_measures_are_those_of_mixes_made_one_by_one_of_the_parents_drawn():
+    x, label, positive = cloud()
+    sizes = {"pool": 5, "pair_mixes": 4, "query_mixes": 3}
+    table = mixed_negatives(x, positive, label, searched=2, **sizes).set_index("kind")
+    x, positive, label = unit(x), unit(positive), label.tolist()
+    found = {kind: [] for kind in table.index}
+    for i, made in _made_one_by_one(x, positive, with_another(label), sizes):
+        cosine = np.where(np.arange(40) == i, -2, x @ x[i])
+        for kind, mixes in made.items():
+            similar = np.array([vector @ x[i] for vector, _ in mixes])
+            same = np.array([sum(label[j] == label[i] for j in parents) for _, parents in mixes])
+            nearest = [np.where(np.arange(40) == i, -2, x @ vector).argmax() for vector, _ in mixes]
+            searched = nearest if kind == "parents" else nearest[:2]
+            found[kind].append(
+                {
+                    "similarity": similar.mean(),
+                    **{f"q{100 * q:02.0f}": np.quantile(similar, q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+                    "above_hardest": (similar > cosine.max() + 1e-6).mean(),  # a mix of a key with itself is a tie
+                    "above_positive": (similar > positive[i] @ x[i]).mean(),
+                    "positive_first": float((similar < positive[i] @ x[i]).all()),
+                    **{f"parents_{number}": (same == number).mean() for number in range(3)},
+                    "nearest_same_class": np.mean([label[j] == label[i] for j in searched]),
+                    "ties": (abs(similar - cosine.max()) <= 1e-6).mean(),
+                }
+            )
+    for kind, queries in found.items():
+        ties = np.mean([query.pop("ties") for query in queries])
+        for name in queries[0]:
+            value, error = mean_error([query[name] for query in queries])
+            if name == "above_hardest":
+                assert value <= table[name][kind] <= value + ties
+            else:
+                assert (table[name][kind], table[f"{name}_se"][kind]) == pytest.approx((value, error), abs=1e-5), name
+
+
+def _made_one_by_one(x, positive, asked, sizes):
+    """Each query with its mixes by kind, as vectors in float64 and the images that they were made of."""
+    keys, second = (torch.from_numpy(part).float() for part in (x, positive))
+    for number, rows in enumerate(torch.tensor(asked).split(32)):
+        given = Negatives.of(keys[rows], second[rows], keys, query_id=rows, key_id=torch.arange(40))
+        pool = Pool.of(given, sizes["pool"])
+        (first, other, a), (single, b) = MoCHi(**sizes).drawn(pool, Clock(1, 1, 0.0, 0, batch=number))
+        for place, i in enumerate(rows.tolist()):
+            image = pool.column[place].tolist()
+            assert set(image) == set(sorted(set(range(40)) - {i}, key=lambda j: -(x[i] @ x[j]))[: sizes["pool"]])
+            pairs = [
+                (unit([share * x[image[j]] + (1 - share) * x[image[k]]])[0], (image[j], image[k]))
+                for j, k, share in zip(first[place], other[place], a[place].double().tolist(), strict=True)
+            ]
+            singles = [
+                (unit([share * x[i] + (1 - share) * x[image[j]]])[0], (image[j],))
+                for j, share in zip(single[place], b[place].double().tolist(), strict=True)
+            ]
+            yield i, {"parents": [(x[j], (j,)) for j in image], "pair mixes": pairs, "query mixes": singles}
 
 
 def _asked(label):

@@ -81,6 +81,15 @@ def test_windows_take_every_rank_once(images):
     assert curve["last"].iloc[-1] == images - 1
 
 
+def test_the_band_is_found_by_reading_the_curve_from_its_begin():
+    x, label, _ = cloud()
+    curve, lifts = same_class_by_rank(x, label), (2.0, 1.1, 0.9, 0.0)
+    points = list(zip(curve["first"], curve["lift"], strict=True))
+    expected = [next((first for first, lift in points if lift < wanted), math.nan) for wanted in lifts]
+    assert 1 < expected[1] < expected[2]
+    assert rank_band(curve, lifts)["rank"].tolist() == pytest.approx(expected, nan_ok=True)
+
+
 def test_the_band_begins_where_the_classes_end():
     curve = same_class_by_rank(torch.eye(4).repeat_interleave(10, dim=0), torch.arange(4).repeat_interleave(10))
     assert curve.rate[curve["last"] <= 9].tolist() == pytest.approx([1] * 8)

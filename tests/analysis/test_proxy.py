@@ -63,6 +63,16 @@ def test_equal_laws_win_once_in_k_plus_1(pool):
     assert table.probability.tolist() == pytest.approx(table.chance.tolist(), rel=1e-6)
 
 
+def test_wins_are_those_of_all_draws_without_replacement():
+    positive, negative = [0.35, 0.5, 0.95], [0.1, 0.2, 0.3, 0.5, 0.9, 0.4]  # a tie is no win
+    table = positive_wins(torch.tensor(positive), torch.tensor(negative), [1, 2, 4, 6])
+    for row in table.itertuples():
+        draws = list(combinations(negative, row.negatives))
+        won = [np.mean([max(draw) < score for draw in draws]) for score in positive]
+        assert (row.probability, row.probability_se) == pytest.approx(mean_error(won))
+        assert (row.chance, row.positives, row.pool) == (1 / (row.negatives + 1), 3, 6)
+
+
 def test_draws_of_one_law_win_once_in_k_plus_1_within_the_error():
     draws = torch.Generator().manual_seed(0)
     table = positive_wins(torch.randn(4000, generator=draws), torch.randn(4000, generator=draws), [1, 4, 16])

@@ -5,19 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from clouds import cloud, unit, with_another
+from clouds import cloud, ratio_error, unit, with_another
 
 from contrastneg.analysis import background_effect, metadata_relations
 
 T = 0.3
 PLACE = [None if i % 7 == 0 else f"p{i % 3}" for i in range(40)]
 SEQUENCE = torch.arange(40) // 4
-
-
-def ratio(a, b):
-    a, b = np.array(a, dtype=float), np.array(b, dtype=float)
-    value = a.sum() / b.sum()
-    return value, math.sqrt(len(a) / (len(a) - 1) * np.square(a - value * b).sum()) / b.sum()
 
 
 def test_relations_are_those_of_a_loop_over_pairs():
@@ -45,10 +39,10 @@ def test_relations_are_those_of_a_loop_over_pairs():
             similar.append(sum(cosine[i, j] for j in mine))
             share.append(sum(math.exp(cosine[i, j] / T) for j in mine) / total)
         assert row.pairs == pytest.approx(np.mean(pairs))
-        assert (row.rate, row.rate_se) == pytest.approx(ratio(false, pairs))
-        assert (row.lift, row.lift_se) == pytest.approx([value / base for value in ratio(false, pairs)])
-        assert (row.similarity, row.similarity_se) == pytest.approx(ratio(similar, pairs), abs=1e-6)
-        assert (row.share, row.share_se) == pytest.approx(ratio(share, [1] * len(share)), abs=1e-6)
+        assert (row.rate, row.rate_se) == pytest.approx(ratio_error(false, pairs))
+        assert (row.lift, row.lift_se) == pytest.approx([value / base for value in ratio_error(false, pairs)])
+        assert (row.similarity, row.similarity_se) == pytest.approx(ratio_error(similar, pairs), abs=1e-6)
+        assert (row.share, row.share_se) == pytest.approx(ratio_error(share, [1] * len(share)), abs=1e-6)
 
 
 def test_a_column_of_classes_holds_all_false_negatives_and_chance_the_base_rate():
@@ -72,16 +66,34 @@ def test_the_effect_of_a_place_is_that_of_a_loop_over_pairs():
     x, label, _ = cloud()
     row = background_effect(x, label, PLACE).iloc[0]
     cosine = unit(x) @ unit(x).T
-    here, elsewhere = [], []
+    of_query = []
     for i in with_another(label):
-        for j in range(40):
-            if j != i and label[j] != label[i] and PLACE[i] and PLACE[j]:
-                (here if PLACE[i] == PLACE[j] else elsewhere).append(cosine[i, j])
+        told = [j for j in range(40) if j != i and label[j] != label[i] and PLACE[i] and PLACE[j]]
+        of_query.append([[cosine[i, j] for j in told if (PLACE[i] == PLACE[j]) == shared] for shared in (True, False)])
+    sums, pairs = (np.array([[f(part) for part in both] for both in of_query]) for f in (sum, len))
+    here, elsewhere = ([value for both in of_query for value in both[kind]] for kind in (0, 1))
     pooled = math.sqrt((len(here) * np.var(here) + len(elsewhere) * np.var(elsewhere)) / len(here + elsewhere))
     assert (row.here, row.elsewhere) == pytest.approx((np.mean(here), np.mean(elsewhere)), abs=1e-6)
     assert row.pooled == pytest.approx(pooled, rel=1e-5)
     assert row.effect == pytest.approx((np.mean(here) - np.mean(elsewhere)) / pooled, rel=1e-4)
+    assert (row.here_se, row.elsewhere_se) == pytest.approx(
+        tuple(ratio_error(sums[:, kind], pairs[:, kind])[1] for kind in (0, 1)), rel=1e-5
+    )
+    parts = [
+        (sums[:, kind] - pairs[:, kind] * mean) / pairs[:, kind].sum()
+        for kind, mean in enumerate((row.here, row.elsewhere))
+    ]
+    spread = np.sqrt(40 / 39 * np.square(parts[0] - parts[1]).sum())
+    assert row.effect_se == pytest.approx(spread / pooled, rel=1e-4)
     assert (row.pairs_here, row.pairs_elsewhere) == pytest.approx((len(here) / 40, len(elsewhere) / 40))
+
+
+def test_the_effect_of_a_place_that_is_half_of_each_vector_has_a_closed_form():
+    place, label = torch.arange(12) % 2, torch.arange(12) // 4
+    of_class = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # cosines 0.6, 0 and 0
+    row = background_effect(torch.cat([torch.eye(2)[place], of_class[label]], dim=1), label, place).iloc[0]
+    assert (row.here, row.elsewhere) == pytest.approx((0.6, 0.1))
+    assert row.effect == pytest.approx(0.5 / (0.5 * 0.6 * math.sqrt(2) / 3), rel=1e-5)
 
 
 def test_a_place_at_random_has_no_effect_and_a_background_has_a_large_one():

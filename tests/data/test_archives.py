@@ -31,12 +31,14 @@ def opened(address, **options):
     return open_source(str(address), **options)
 
 
-def refused(address, words, **options):
+def refusal(address, **options):
+    """The one line with which an address is refused."""
     from contrastneg.data.sources import AddressError
 
-    with pytest.raises(AddressError, match=words) as refusal:
+    with pytest.raises(AddressError, match=".") as refused:
         opened(address, **options)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 def test_grey_pictures_of_a_real_archive_have_three_equal_channels(shared):
@@ -98,18 +100,18 @@ def test_a_damaged_tar_is_refused_rather_than_read_in_part(tmp_path, damage):
     else:
         data = data[: 2 * member] + b"\x55" * 512 + data[2 * member + 512 :]
     path.write_bytes(data)
-    refused(path, r"x\.tar cannot be read as an uncompressed tar")
+    assert "x.tar cannot be read as an uncompressed tar" in refusal(path)
 
 
 def test_absent_shards_false_ranges_and_strange_labels_are_refused_in_one_line(tmp_path):
     pack(tmp_path / "x-0.tar", {"0.png": png(), "0.cls": b"cat"})
-    refused(tmp_path / "x-{0..1}.tar", r"0\.cls cannot be read")
-    refused(tmp_path / "y-{000..002}.tar", r"y-000\.tar does not exist")
-    refused(tmp_path / "x-{5..1}.tar", "no range")
-    refused(pack(tmp_path / "none.tar", {"a.md": b"x"}), "no pictures")
+    assert "0.cls cannot be read" in refusal(tmp_path / "x-{0..1}.tar")
+    assert "y-000.tar does not exist" in refusal(tmp_path / "y-{000..002}.tar")
+    assert "no range" in refusal(tmp_path / "x-{5..1}.tar")
+    assert "no pictures" in refusal(pack(tmp_path / "none.tar", {"a.md": b"x"}))
     for ending in (".tar.xz", ".tar.gz", ".tgz", ".zip"):
         (tmp_path / f"x{ending}").write_bytes(b"x")
-        refused(tmp_path / f"x{ending}", "unpack it")
+        assert "unpack it" in refusal(tmp_path / f"x{ending}")
 
 
 def test_braces_are_expanded_in_order():

@@ -28,12 +28,14 @@ def opened(address, **options):
     return open_source(str(address), **options)
 
 
-def refused(address, words, **options):
+def refusal(address, **options):
+    """The one line with which an address is refused."""
     from contrastneg.data.sources import AddressError
 
-    with pytest.raises(AddressError, match=words) as refusal:
+    with pytest.raises(AddressError, match=".") as refused:
         opened(address, **options)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 # -- folders ------------------------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def test_the_val_split_is_numbered_by_the_training_classes(tmp_path):
     assert val.labels.tolist() == [0, 2]
     assert val.classes == ["a", "b", "c"]
     put(tmp_path / "val" / "z" / "x.png")
-    refused(tmp_path, "'z'", split="test")
+    assert "'z'" in refusal(tmp_path, split="test")
 
 
 def test_a_folder_without_splits_has_no_test_split(tmp_path):
@@ -181,7 +183,7 @@ def test_a_label_without_a_class_name_is_refused_with_both_numbers(tmp_path):
         table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
         tmp_path / "x.parquet",
     )
-    refused(tmp_path / "x.parquet", "label 5 is outside its 4 classes")
+    assert "label 5 is outside its 4 classes" in refusal(tmp_path / "x.parquet")
 
 
 def test_cifar_opens_from_parquet_in_both_splits(shared):
@@ -220,21 +222,21 @@ def test_webdataset_shards_by_braces_give_labels_and_columns(tmp_path):
 
 def test_compressed_archives_are_refused_with_what_to_do(tmp_path):
     put(tmp_path / "x.tar.xz", b"\xfd7zXZ\x00")
-    refused(tmp_path / "x.tar.xz", "unpack")
+    assert "unpack" in refusal(tmp_path / "x.tar.xz")
 
 
 # -- names --------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_addresses_are_answered_with_what_there_is(tmp_path):
-    refused(tmp_path / "nothing", "does not exist")
-    refused("cifar01", "cifar10")
+    assert "does not exist" in refusal(tmp_path / "nothing")
+    assert "cifar10" in refusal("cifar01")
     put(tmp_path / "empty" / "notes.txt", b"no pictures")
-    refused(tmp_path / "empty", "picture")
+    assert "picture" in refusal(tmp_path / "empty")
 
 
 def test_public_sets_that_are_not_there_and_cannot_be_fetched_are_one_line(tmp_path):
-    refused("imagenet", "imagenet", root=tmp_path)
+    assert "imagenet" in refusal("imagenet", root=tmp_path)
 
 
 def test_fashion_mnist_reads_from_its_files(tmp_path):

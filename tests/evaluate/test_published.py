@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-IMAGES, ASKED, SIDE = 16, 32, 32
+IMAGES, ASKED, SIDE = 8, 32, 32
 
 
 def encoder(seed):

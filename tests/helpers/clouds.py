@@ -30,6 +30,13 @@ def mean_error(values):
     return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
 
 
+def ratio_error(part, whole):
+    """Ratio of two sums over queries and its standard error, linearised."""
+    a, b = np.array(part, dtype=float), np.array(whole, dtype=float)
+    value = a.sum() / b.sum()
+    return value, np.sqrt(len(a) / (len(a) - 1) * np.square(a - value * b).sum()) / b.sum()
+
+
 def with_another(label):
     """Images that have another image of their class."""
     label = np.asarray(label)

@@ -70,11 +70,20 @@ def check(stages, loss):
     check_objective(loss, stages, 0.2)
 
 
+def objection(stages, loss):
+    """What is said against stages before a loss; nothing if they may stand there."""
+    try:
+        check(stages, loss)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def refusal(*names, loss="InfoNCE"):
-    with pytest.raises(ValueError, match=".") as refused:
-        check(stages_of(*names), loss_of(loss))
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    line = objection(stages_of(*names), loss_of(loss))
+    assert line
+    assert "\n" not in line
+    return line
 
 
 @pytest.mark.parametrize("name", BY_IMAGE)
@@ -141,7 +150,7 @@ def test_a_debiased_loss_takes_candidates_drawn_alike_only(name, loss):
 @pytest.mark.parametrize("loss", ["Debiased", "HardWeighted"])
 def test_a_debiased_loss_takes_what_leaves_the_law_alone(loss):
     for name in set(IID) - {"SamplingCorrection"}:
-        check_objective(loss_of(loss), stages_of(name), 0.2)
+        assert objection(stages_of(name), loss_of(loss)) == ""
 
 
 def test_a_margin_on_cosines_has_no_softmax_to_correct():
@@ -199,8 +208,8 @@ def test_a_loss_over_every_pair_takes_no_stage_that_chooses_makes_or_weighs_pair
 @pytest.mark.parametrize("loss", ["Spectral", "Square"])
 def test_a_loss_over_every_pair_takes_weights_of_images_groups_that_are_dropped_and_sources(loss):
     for name in sorted(set(STAGES) - set(BY_PAIR)):
-        check(stages_of(name), loss_of(loss))
-    check([HardnessBand(), UniformSubset()], AlignUniform())
+        assert objection(stages_of(name), loss_of(loss)) == ""
+    assert objection([HardnessBand(), UniformSubset()], AlignUniform()) == ""
 
 
 def test_what_nobody_gave_is_said_to_be_missing_with_the_stages_that_give_it_and_blames_nobody():

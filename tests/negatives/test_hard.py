@@ -21,6 +21,7 @@ from contrastneg.negatives import (
     SemiHardSubset,
     UniformSubset,
     check_pipeline,
+    run_stages,
     score_of,
 )
 from contrastneg.schedules import Linear, Power
@@ -284,5 +285,9 @@ def test_settings_that_cannot_be_meant_are_refused(make, message):
         make()
 
 
-def test_two_choices_in_a_row_are_allowed():
-    check_pipeline([HardnessBand(0.001, 1.0), HardestOfRandom()], {"id", "queue"})
+def test_two_choices_in_a_row_act_one_after_the_other():
+    stages = [HardnessBand(0.001, 1.0), HardestOfRandom(4, pool=39)]
+    check_pipeline(stages, {"id", "queue"})
+    found = run_stages(table(), stages, clock())
+    ranks = found.similarity.argsort(dim=1, descending=True)
+    assert found.kept.gather(1, ranks).tolist() == [[False] + 4 * [True] + 35 * [False]] * 6
