@@ -154,13 +154,27 @@ def test_the_verb_writes_one_page_of_several_runs_where_it_is_told(runs, tmp_pat
         assert told in capsys.readouterr().err
 
 
-def test_two_runs_that_were_evaluated_on_one_set_are_compared(runs, tmp_path):
-    from contrastneg.report.runs import evaluations
+def test_two_runs_that_were_evaluated_on_one_set_are_compared_and_it_is_told_where_that_fails(
+    runs, tmp_path, monkeypatch
+):
+    from contrastneg.evaluate.comparison import Comparison, Row
+    from contrastneg.evaluate.results import Score
+    from contrastneg.report import runs as module
 
-    assert evaluations(runs) == ([], [])
+    assert "Evaluation" not in page_of(runs, tmp_path).read_text()
     for run in runs[:2]:
         (run / "evaluation" / "shapes").mkdir(parents=True)
         (run / "evaluation" / "shapes" / "summary.json").write_text("{}")
-    compared, notes = evaluations(runs)
-    assert compared == []
-    assert notes[0].startswith("Evaluations are not compared: ")
+    assert "<li>Evaluations are not compared: " in page_of(runs, tmp_path).read_text()
+
+    def compared(folders):
+        names = [folder.name for folder in folders]
+        scores = [Score("encoder", "knn", "top-1", v, 100, low=v - 2, high=v + 2) for v in (60.0, 70.0)]
+        return [Comparison("shapes", names, [Row("knn", "top-1", "%", scores, [None, None])], ["a note"])]
+
+    monkeypatch.setattr(module, "compare", compared)
+    section = (
+        page_of(runs, tmp_path).read_text().partition("<h2>Evaluation on shapes</h2>")[2].partition("</section>")[0]
+    )
+    assert "<b>Note</b>: a note." in section
+    assert 'aria-label="knn, top-1 (%): plain: 60.0 [58.0, 62.0] %; both: 70.0 [68.0, 72.0] %"' in section
