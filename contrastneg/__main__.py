@@ -124,13 +124,16 @@ def run_export(arguments: list[str]) -> int:
     return 0
 
 
-@verb("report", "write a run's page anew from its records")
+@verb("report", "write a run's page anew from its records, or one page of several runs")
 def run_report(arguments: list[str]) -> int:
-    """``report RUN``."""
+    """``report RUN [RUN ...] [--out FILE]``."""
     from contrastneg.options import parse_report
     from contrastneg.report.page import write_report
+    from contrastneg.report.runs import write_runs
 
-    print(printable(str(write_report(parse_report(arguments)))))
+    asked = parse_report(arguments)
+    page = write_runs(asked.runs, asked.out) if len(asked.runs) > 1 else write_report(asked.runs[0])
+    print(printable(str(page)))
     return 0
 
 

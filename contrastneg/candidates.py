@@ -41,6 +41,17 @@ def same_class_share(
     return (int(counts[query_label[known]].sum()) - own) / different if different > 0 else float("nan")
 
 
+def mean_age(keys: int, batch: int) -> float:
+    """How many batches ago the keys of a queue were made, on average; those of the last batch 1 ago.
+
+    Args:
+        keys: Keys held, at least 1.
+        batch: Keys that every batch pushed.
+    """
+    whole, rest = divmod(keys, batch)
+    return (batch * whole * (whole + 1) / 2 + rest * (whole + 1)) / keys
+
+
 def choosing(method: Any) -> list[Stage]:
     """Source stages that choose or add candidates; one that takes another positive leaves the candidates as they are."""
     return [stage for stage in method.stages if stage.chooses]
@@ -99,12 +110,16 @@ class CandidateShares(Callback):
                 pl_module.log(f"candidates/{name}", share)
 
     def shares(self, method: Any, query_id: Int64[Tensor, " B"]) -> dict[str, float]:
-        """``queue_fill``, ``own`` and ``same_class``, as far as they are known and say what the loss sees."""
+        """``queue_fill``, ``queue_age``, ``own`` and ``same_class``, as far as they are known and say what the loss sees."""
         queue: Any = getattr(method, "queue", None)
         key_id = query_id if queue is None else queue.filled_keys()[1].cpu()
         found = {}
         if queue is not None and source_of(method) is None:
             found["queue_fill"] = len(key_id) / len(queue.keys)
+            if len(key_id):
+                found["queue_age"] = mean_age(
+                    len(key_id), len(query_id) * (2 if getattr(method, "symmetric", False) else 1)
+                )
         if not len(key_id) or choosing(method):
             return found
         if queue is not None:

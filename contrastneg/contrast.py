@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contrastneg.logsumexp import own_pairs
 from contrastneg.negatives import Clock, Negatives, Record, Stage, run_stages
+from contrastneg.negatives.live import first_rows, first_rows_of_keys
 from contrastneg.negatives.mixes import HardestStage
 from contrastneg.objectives import InfoNCE, Objective, SumObjective, ignore
 from contrastneg.sums import KeySums, MixedSums
@@ -66,13 +67,17 @@ def contrast(
             assert isinstance(stage, HardestStage)
             sums = MixedSums(of_keys, stage, temperature, replace(clock, stage=0))
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
+        if record is not None:
+            record.note_hardness(first_rows_of_keys(query, positive, image_id, keys, key_id), temperature)
         return loss, of_keys.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
     first = positive_first(negatives)
     negatives = run_stages(negatives, stages, clock, record)
     contrasted = negatives.repelled.any(dim=1)
-    if record is not None and stages:
-        record.share("loss/accuracy", positive_first(negatives) & contrasted, contrasted)
+    if record is not None:
+        record.note_hardness(first_rows(negatives), temperature)
+        if stages:
+            record.share("loss/accuracy", positive_first(negatives) & contrasted, contrasted)
     return objective(negatives, temperature, clock, record or ignore), first, contrasted
 
 

@@ -76,13 +76,44 @@ def parse_check(arguments: Sequence[str]) -> Namespace:
     return options
 
 
-def parse_report(arguments: Sequence[str]) -> Path:
-    """The run folder of ``contrastneg report``."""
-    parser = parser_of_verb("report", "Write the page of a run, report.html, anew from its records.", "RUN")
-    add_positional(parser, "run", Path, "Run folder.")
-    run = parse_simple(parser, arguments).run
-    settings_file(run)
-    return run
+@dataclass(frozen=True)
+class Report:
+    """Runs whose page is to be written."""
+
+    runs: list[Path]
+    out: Path
+    """The page of several runs."""
+
+
+def parse_report(arguments: Sequence[str]) -> Report:
+    """Options of ``contrastneg report``."""
+    parser = parser_of_verb(
+        "report",
+        "Write the page of a run, report.html in its folder, anew from its records; or one page of several runs: their "
+        "scores, the settings that differ, and the curves of all in one chart each.",
+        "RUN [RUN ...] [--out FILE]",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", nargs="+", help="Run folders.")
+    parser.add_argument(
+        "--out", type=Path, help="The page of several runs, replaced if it is there; runs.html by default."
+    )
+    options = parse_simple(parser, arguments)
+    for run in options.run:
+        settings_file(run)
+    if options.out is not None and len(options.run) == 1:
+        raise ValueError("out is given but there is one run, whose page is report.html in its folder: leave out --out")
+    return Report(options.run, checked_page(options.out or Path("runs.html")))
+
+
+def checked_page(out: Path) -> Path:
+    """A page that can be written.
+
+    Raises:
+        ValueError: It is a folder, or in a folder that is not there.
+    """
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ValueError(f"out is {out}: give a file in a folder that is there, for instance comparison.html")
+    return out
 
 
 def parse_embed(arguments: Sequence[str]) -> Namespace:
@@ -243,9 +274,7 @@ def parse_compare(arguments: Sequence[str]) -> Compare:
         given = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise ValueError(f"--compare takes run folders, and --out: {usage}") from error
-    if given.out.is_dir() or not given.out.absolute().parent.is_dir():
-        raise ValueError(f"out is {given.out}: give a file in a folder that is there, for instance comparison.html")
-    return Compare(given.compare, given.out)
+    return Compare(given.compare, checked_page(given.out))
 
 
 def parse_evaluate(arguments: Sequence[str]) -> Evaluate | Compare:

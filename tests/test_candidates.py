@@ -85,12 +85,17 @@ class Truth(pl.Callback):
         own, same = query_id == key_id, self.labels[query_id] == self.labels[key_id]
         self.steps[trainer.global_step] = {
             "candidates/queue_fill": len(key_id) / len(pl_module.queue.keys),
+            "candidates/queue_age": torch.arange(len(key_id))
+            .div(len(query_id), rounding_mode="floor")
+            .add(1.0)
+            .mean()
+            .item(),
             "candidates/own": own.double().mean().item(),
             "candidates/same_class": ((same & ~own).sum() / (~own).sum()).item(),
         }
 
     def on_train_epoch_end(self, trainer, pl_module):
-        shares = ("queue_fill", "own", "same_class")
+        shares = ("queue_fill", "queue_age", "own", "same_class")
         seen = {f"candidates/{name}": float(trainer.callback_metrics[f"epoch/{name}"]) for name in shares}
         self.ends.append((seen, self.steps[trainer.global_step - 1]))
 
@@ -156,8 +161,9 @@ def test_shares_of_a_queue_that_a_source_stage_replaces_or_adds_to_are_left_out(
         method.queue.push(torch.eye(4), torch.arange(4))
         found[name] = set(CandidateShares(labels).shares(method, ids))
         assert (source_of(method) is not None) == (name == "replaced")
-    every = {"queue_fill", "own", "same_class"}
-    assert found == {"queue": every, "replaced": set(), "added": {"queue_fill"}, "other positive": every}
+    every = {"queue_fill", "queue_age", "own", "same_class"}
+    added = {"queue_fill", "queue_age"}
+    assert found == {"queue": every, "replaced": set(), "added": added, "other positive": every}
 
 
 def test_a_batch_must_have_the_candidates_that_stages_ask_for_unless_a_source_gives_others():

@@ -360,7 +360,7 @@ def test_help_shows_the_attribute_docstrings(capsys):
 CHECK = "DATA [--root DIR] [--unlabelled] [--duplicates] [--threshold COSINE] [--encoder ENCODER] [--all]"
 
 
-@pytest.mark.parametrize(("verb", "usage"), [("check", CHECK), ("report", "RUN")])
+@pytest.mark.parametrize(("verb", "usage"), [("check", CHECK), ("report", "RUN [RUN ...] [--out FILE]")])
 def test_help_of_a_verb_shows_what_stands_after_it(capsys, verb, usage):
     from contrastneg.__main__ import main
 

@@ -57,6 +57,7 @@ PRINTED = (
 
 
 def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_path, folder, capsys):
+    from contrastneg.report.candidates import HARDNESS
     from contrastneg.report.curves import CURVES
 
     out = tmp_path / "run"
@@ -79,7 +80,9 @@ def test_a_run_leaves_settings_metrics_checkpoints_encoder_scores_and_page(tmp_p
     assert [row["train/loss"] != "" for row in rows].count(True) == 6
     assert rows[-1]["knn/top1"] != ""
     drawn = {name for curve in CURVES for name in curve.columns}
+    drawn |= {f"hardness/{name}" for _, lines in HARDNESS for name in lines} | {"candidates/queue_age"}
     assert drawn <= set((out / "metrics.csv").read_text().splitlines()[0].split(","))
+    assert any(b"hardness/effective" in (out / name).read_bytes() for name in events)
     printed = capsys.readouterr().out
     for line, row in zip(
         re.findall("epoch   [12]/2 .*", printed), [row for row in rows if row["epoch/loss"]], strict=True

@@ -21,8 +21,8 @@ from contrastneg.analysis.queries import (
     check_share,
     place,
 )
+from contrastneg.negatives.live import EDGES
 
-EDGES = (0.001, 0.05)
 TEMPERATURES = (0.07, 0.1, 0.2, 0.5)
 
 

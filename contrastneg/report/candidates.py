@@ -1,4 +1,4 @@
-"""The page's charts of the candidates: what each stage did to them, what it found, and the queue."""
+"""The page's charts of the candidates: what each stage did to them, what it found, the queue, and how hard they are."""
 
 import re
 from collections.abc import Mapping
@@ -86,6 +86,67 @@ LOSS = {
         100.0,
     ),
 }
+BIN_NAMES = {"hardest": "hardest 0.1 %", "hard": "0.1 to 5 %", "rest": "rest"}
+HARDNESS = (
+    (
+        Measure(
+            "Similarity of the negatives",
+            "cosine",
+            "cosine with the query: of the most similar negative, at the ends of the hardest 0.1 % and 5 %, and the mean",
+            from_zero=False,
+        ),
+        {
+            "negative_first": "most similar",
+            "negative_hardest": "at 0.1 %",
+            "negative_hard": "at 5 %",
+            "negative_mean": "mean",
+        },
+    ),
+    (
+        Measure(
+            "Similarity of the positives",
+            "cosine",
+            "cosine of query and positive: median, and where the lowest and the highest tenth of the queries end",
+            from_zero=False,
+        ),
+        {"positive_high": "highest tenth", "positive_median": "median", "positive_low": "lowest tenth"},
+    ),
+    (
+        Measure(
+            "Negatives that share the gradient",
+            "per query",
+            "effective number: e to the entropy of the softmax over the negatives at the loss's temperature, weights included",
+        ),
+        {"effective": "effective number"},
+    ),
+    (
+        Measure(
+            "Share of the gradient",
+            "%",
+            "of the gradient on negatives, by rank of the negative: the hardest 0.1 %, those to 5 %, and the rest",
+            100.0,
+        ),
+        {f"gradient_{name}": label for name, label in BIN_NAMES.items()},
+    ),
+    (
+        Measure(
+            "Same class by hardness",
+            "%",
+            "share of the negatives of each rank that are of the query's true class, which are false negatives",
+            100.0,
+        ),
+        {f"same_class_{name}": label for name, label in BIN_NAMES.items()},
+    ),
+    (
+        Measure(
+            "Gradient on false negatives",
+            "%",
+            "share of the gradient on negatives that falls on those of the query's true class",
+            100.0,
+        ),
+        {"false_mass": "on false negatives"},
+    ),
+)
 QUEUE = (
     Curve(
         "Queue fill",
@@ -93,7 +154,17 @@ QUEUE = (
         ("candidates/queue_fill", "epoch/queue_fill"),
         100.0,
         True,
-        f"slots of the queue that hold a key; {STEPS_AND_ENDS}",
+        "slots of the queue that hold a key",
+        STEPS_AND_ENDS,
+    ),
+    Curve(
+        "Age of the queue",
+        "batches",
+        ("candidates/queue_age", "epoch/queue_age"),
+        1.0,
+        True,
+        "mean number of batches since a key of the queue was made",
+        STEPS_AND_ENDS,
     ),
     Curve(
         "Own keys in the queue (excluded)",
@@ -101,7 +172,8 @@ QUEUE = (
         ("candidates/own", "epoch/own"),
         100.0,
         True,
-        f"keys of the query's own image; {STEPS_AND_ENDS}",
+        "keys of the query's own image",
+        STEPS_AND_ENDS,
     ),
     Curve(
         "Same class among the candidates",
@@ -109,13 +181,14 @@ QUEUE = (
         ("candidates/same_class", "epoch/same_class"),
         100.0,
         True,
-        f"different images with the query's label: false negatives; {STEPS_AND_ENDS}",
+        "different images with the query's label: false negatives",
+        STEPS_AND_ENDS,
     ),
 )
 
 
 def candidate_charts(metrics: Mapping[str, Column]) -> list[tuple[Chart, str]]:
-    """All charts of the candidates that have numbers, with the meaning under each title."""
+    """The charts of what stages and queue did that have numbers, with the meaning under each title."""
     axis = axis_of(metrics)
     if axis is None:
         return []
@@ -131,6 +204,25 @@ def candidate_charts(metrics: Mapping[str, Column]) -> list[tuple[Chart, str]]:
     charts = [(chart_of(measure, lines, axis), measure.meaning) for measure, lines in found]
     queue = [curve for curve in QUEUE if not ("same_class" in numbers and "candidates/same_class" in curve.columns)]
     return [(chart, meaning) for chart, meaning in charts if chart is not None] + curve_charts(queue, metrics, axis)
+
+
+def hardness_charts(metrics: Mapping[str, Column]) -> list[tuple[Chart, str]]:
+    """The charts of how hard the negatives were, each with its meaning."""
+    axis = axis_of(metrics)
+    if axis is None:
+        return []
+    found = []
+    for measure, names in HARDNESS:
+        styles = ["main"] if len(names) == 1 else STAGE_STYLES
+        lines = [
+            Series(label, axis.points(metrics[f"hardness/{name}"], measure.scale), style)
+            for (name, label), style in zip(names.items(), styles, strict=False)
+            if f"hardness/{name}" in metrics
+        ]
+        chart = chart_of(measure, lines, axis)
+        if chart is not None:
+            found.append((chart, measure.meaning))
+    return found
 
 
 def has_stages(metrics: Mapping[str, Column]) -> bool:

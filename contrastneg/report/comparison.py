@@ -62,7 +62,13 @@ def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
     Returns:
         The path.
     """
-    sets = [
+    write_text(path, render("comparison.html", sets=compared_sets(comparisons)))
+    return path
+
+
+def compared_sets(comparisons: Sequence[Comparison]) -> list[ComparedSet]:
+    """What a page shows of each set."""
+    return [
         ComparedSet(
             comparison.data,
             comparison.names,
@@ -76,8 +82,6 @@ def write_comparison(comparisons: Sequence[Comparison], path: Path) -> Path:
         )
         for comparison in comparisons
     ]
-    write_text(path, render("comparison.html", sets=sets))
-    return path
 
 
 def cells_of(row: Row) -> list[str]:

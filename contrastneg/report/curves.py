@@ -12,7 +12,7 @@ from contrastneg.wording import percent
 
 @dataclass(frozen=True)
 class Curve:
-    """What one chart shows: columns of metrics.csv, later ones on top."""
+    """What one chart shows: columns of metrics.csv, later ones on top; ``lines`` says which line is which column."""
 
     title: str
     unit: str
@@ -20,6 +20,7 @@ class Curve:
     scale: float = 1.0
     from_zero: bool = False
     remark: str = ""
+    lines: str = ""
 
 
 Column = list[float | None]
@@ -41,15 +42,18 @@ class Axis:
 
 STEPS_AND_EPOCHS = "thin: logged steps, thick: mean of each epoch"
 STEPS_AND_ENDS = "thin: logged steps, thick: last step of each epoch"
+LAST_COLUMN = {STEPS_AND_EPOCHS: "mean of each epoch", STEPS_AND_ENDS: "last step of each epoch"}
+"""What the last column is, by what is said of all."""
 CURVES = (
-    Curve("Loss", "nats", ("train/loss", "epoch/loss"), remark=STEPS_AND_EPOCHS),
+    Curve("Loss", "nats", ("train/loss", "epoch/loss"), lines=STEPS_AND_EPOCHS),
     Curve(
         "Proxy accuracy",
         "%",
         ("train/accuracy", "epoch/accuracy"),
         100.0,
         True,
-        f"share of queries nearest to their own positive; {STEPS_AND_EPOCHS}",
+        "share of queries nearest to their own positive",
+        STEPS_AND_EPOCHS,
     ),
     Curve(
         "kNN top-1", "%", ("knn/top1",), 100.0, remark="scored while training; dashed: final scores of the baselines"
@@ -117,4 +121,6 @@ def baselines(rows: Sequence[dict[str, Any]]) -> list[Level]:
 
 def remark(curve: Curve, levels: list[Level]) -> str:
     """The line under a chart's title."""
-    return "scored while training" if curve.columns == ("knn/top1",) and not levels else curve.remark
+    if curve.columns == ("knn/top1",) and not levels:
+        return "scored while training"
+    return "; ".join(filter(None, (curve.remark, curve.lines)))

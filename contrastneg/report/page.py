@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contrastneg.report.candidates import candidate_charts, has_stages
+from contrastneg.report.candidates import candidate_charts, hardness_charts, has_stages
 from contrastneg.report.curves import charts
 from contrastneg.report.evaluations import EvaluationTable, evaluation_tables
 from contrastneg.report.pictures import Row, Shown, neighbour_rows, view_pairs
@@ -51,6 +51,7 @@ class Page:
     charts: list[tuple[Chart, str]]
     negatives: list[tuple[Chart, str]]
     negatives_remark: str
+    hardness: list[tuple[Chart, str]]
     pairs: list[tuple[Shown, Shown]]
     neighbours: list[Row]
     neighbour_remark: str
@@ -96,6 +97,7 @@ def build_page(records: Records, evaluations: Sequence[EvaluationTable] = ()) ->
         charts=charts(records.metrics, rows),
         negatives=candidate_charts(records.metrics),
         negatives_remark=negatives_remark(records),
+        hardness=hardness_charts(records.metrics),
         pairs=view_pairs(records.pictures),
         neighbours=neighbours,
         neighbour_remark=neighbour_remark(records, neighbours),
@@ -118,6 +120,7 @@ def absent(problems: dict[str, str]) -> dict[str, str]:
         "negatives": problems.get(
             "metrics.csv", "The run logged nothing of its candidates: that takes stages, a queue, or labels."
         ),
+        "hardness": problems.get("metrics.csv", "The run logged nothing of how hard its negatives are."),
         "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
         "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
         "command": problems.get("environment.json", "environment.json names no command."),

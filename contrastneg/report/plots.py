@@ -10,8 +10,9 @@ WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 350, 12, 176  # edges of the plotting area
 MAX_POINTS = 300  # longer series are averaged in runs of neighbours: more points than pixels only cost bytes
 MAX_HOVERS = 60
-STAGE_STYLES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")  # of colour and dashes, see page.css
+STAGE_STYLES = tuple(f"stage{number}" for number in range(1, 13))  # four colours by three kinds of dashes, see page.css
 LABEL_GAP = 14  # least distance of two labels of levels, in the chart's units
+MARK_GAP, MARK_WIDTH = 11, 16  # least distance of two marks at the ends of lines, and the room for them
 
 Point = tuple[float, float]
 
@@ -24,6 +25,8 @@ class Series:
     points: list[Point]
     style: str = "main"
     """One of main, faint, before and ``STAGE_STYLES``, which ``page.css`` draws."""
+    mark: str = ""
+    """A letter or two at the line's end, which tell lines apart without their colour."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class Hover:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Where a line's mark stands: beside its end, unless that would cover another one's."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Line:
     """A series ready to draw: an SVG path and its points."""
 
@@ -60,6 +72,7 @@ class Line:
     style: str
     path: str
     hovers: list[Hover]
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +203,8 @@ def draw(
 
     y_step, x_step = y_ticks[1] - y_ticks[0], x_ticks[1] - x_ticks[0]
     dropped = sum(len(s.points) for s in series) - sum(map(len, finite))
+    placed = [[(across(x), down(y)) for x, y in points] for _, points in kept]
+    marks = draw_marks([(s.mark, places[-1]) for (s, _), places in zip(kept, placed, strict=True)])
     return Chart(
         title=title,
         unit=unit,
@@ -197,8 +212,12 @@ def draw(
         description="; ".join(describe(title, unit, x_unit, *one) for one in (kept if legend else kept[-1:])),
         x_ticks=[Tick(across(x), tick_text(x, x_step)) for x in x_ticks if x <= x_end * 1.001],
         y_ticks=[Tick(down(y), tick_text(y, y_step)) for y in y_ticks],
-        lines=[line(s, points, [(across(x), down(y)) for x, y in points], unit, x_unit) for s, points in kept],
+        lines=[
+            line(s, points, places, unit, x_unit, mark)
+            for (s, points), places, mark in zip(kept, placed, marks, strict=True)
+        ],
         levels=draw_levels([(down(level.value), level.label) for level in levels]),
+        width=WIDTH + MARK_WIDTH * any(marks),
         remark=f"{count_of(dropped, 'value')} left out: infinite, or no number as there was nothing to count"
         if dropped
         else "",
@@ -206,7 +225,9 @@ def draw(
     )
 
 
-def line(series: Series, points: list[Point], placed: list[Point], unit: str, x_unit: str) -> Line:
+def line(
+    series: Series, points: list[Point], placed: list[Point], unit: str, x_unit: str, mark: Mark | None = None
+) -> Line:
     """Path and hover points of a series, whose points are ``placed`` in the drawing."""
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
     every = math.ceil(len(points) / MAX_HOVERS)
@@ -220,7 +241,7 @@ def line(series: Series, points: list[Point], placed: list[Point], unit: str, x_
         )
         for (px, py), (x, y) in list(zip(placed, points, strict=True))[::every]
     ]
-    return Line(series.label, series.style, path, hovers)
+    return Line(series.label, series.style, path, hovers, mark)
 
 
 def describe(title: str, unit: str, x_unit: str, series: Series, points: list[Point]) -> str:
@@ -239,14 +260,44 @@ def describe(title: str, unit: str, x_unit: str, series: Series, points: list[Po
 def draw_levels(levels: list[tuple[float, str]]) -> list[DrawnLevel]:
     """Levels from top to bottom, with labels above their lines unless that would cover another label or leave the chart."""
     sorted_levels = sorted(levels)
-    places: list[float] = []
-    for y, _ in sorted_levels:
-        places.append(max(y - 4, places[-1] + LABEL_GAP if places else TOP))
-    lowest = BOTTOM - 4.0
-    for place in reversed(range(len(places))):  # labels pushed out at the bottom push those above them up
-        places[place] = min(places[place], lowest)
-        lowest = places[place] - LABEL_GAP
+    places = spread([y - 4 for y, _ in sorted_levels], LABEL_GAP)
     return [
         DrawnLevel(round(y, 1), round(label_y, 1), label)
         for (y, label), label_y in zip(sorted_levels, places, strict=True)
     ]
+
+
+def draw_marks(ends: list[tuple[str, Point]]) -> list[Mark | None]:
+    """The marks of lines that end at these points, one above the other where they would meet; none of a line without."""
+    found: list[Mark | None] = [None] * len(ends)
+    order = sorted((place for place, (text, _) in enumerate(ends) if text), key=lambda place: ends[place][1])
+    columns: list[list[int]] = []
+    for place in order:  # by where they end from left to right: those far apart do not meet
+        if columns and ends[place][1][0] - ends[columns[-1][-1]][1][0] < MARK_WIDTH:
+            columns[-1].append(place)
+        else:
+            columns.append([place])
+    for column in columns:
+        column.sort(key=lambda place: ends[place][1][1])
+        heights = spread([ends[place][1][1] + 4 for place in column], MARK_GAP)
+        for place, y in zip(column, heights, strict=True):
+            text, (x, _) = ends[place]
+            found[place] = Mark(round(x + 3, 1), round(y, 1), text)
+    return found
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Heights of labels, from top to bottom, moved apart and into the chart.
+
+    Args:
+        wanted: Where each would stand best, ascending.
+        gap: Least distance of two.
+    """
+    places: list[float] = []
+    for y in wanted:
+        places.append(max(y, places[-1] + gap if places else TOP))
+    lowest = BOTTOM - 4.0
+    for place in reversed(range(len(places))):  # labels pushed out at the bottom push those above them up
+        places[place] = min(places[place], lowest)
+        lowest = places[place] - gap
+    return places

@@ -381,7 +381,7 @@ def test_a_missing_or_damaged_record_costs_only_its_sections(run: Path, name: st
 
 def test_an_empty_folder_gives_a_page_of_sentences(tmp_path: Path) -> None:
     page = page_of(tmp_path)
-    assert page.count('class="absent"') == 8
+    assert page.count('class="absent"') == 9
     assert "<img" not in page
 
 
@@ -465,3 +465,22 @@ def test_a_browser_shows_the_page_at_all_widths_and_in_the_dark(run: Path, brows
             assert page.evaluate("getComputedStyle(document.images[0]).imageRendering") == "pixelated"
             backgrounds[width, scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert backgrounds[390, "dark"] != backgrounds[390, "light"] == backgrounds[1280, "light"]
+
+
+def test_hardness_has_a_chart_a_measure_and_a_run_without_labels_none_of_classes():
+    from contrastneg.report.candidates import HARDNESS, hardness_charts
+
+    names = [name for _, lines in HARDNESS for name in lines]
+    metrics: dict = {"step": [0.0, 10.0, 20.0]}
+    metrics |= {f"hardness/{name}": [None, 0.25 + place, 0.5 + place] for place, name in enumerate(names)}
+    charts = {chart.title: chart for chart, _ in hardness_charts(metrics)}
+    assert list(charts) == [measure.title for measure, _ in HARDNESS]
+    cosines = charts["Similarity of the negatives"]
+    assert [line.label for line in cosines.lines] == list(HARDNESS[0][1].values())
+    assert cosines.legend
+    assert len({line.style for line in cosines.lines}) == 4
+    assert not charts["Negatives that share the gradient"].legend
+    assert "(on false negatives): from 1,425 to 1,450 %" in charts["Gradient on false negatives"].description
+    unlabelled = {name: column for name, column in metrics.items() if "class" not in name and "false" not in name}
+    fewer = [chart.title for chart, _ in hardness_charts(unlabelled)]
+    assert set(charts) - set(fewer) == {"Same class by hardness", "Gradient on false negatives"}

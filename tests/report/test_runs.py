@@ -1,0 +1,180 @@
+"""The page of several runs: every curve with a line a run, the settings that differ, scores, in a browser without network."""
+
+import json
+
+import pytest
+import yaml
+from browser import chromium, opened
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def write_run(folder, config, knn=None, columns=(), steps=6, per_epoch=2):
+    """A run's folder: a row a step, at the end of each epoch one with the epoch's loss; columns rise by 1 a step."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.json").write_text(json.dumps({"command": [str(folder)], "torch": "2.9.0", "cpu": HOSTILE}))
+    if knn is not None:
+        table = [{"features": "pretrained encoder", "knn_top1": knn, "knn_k": 20, "linear_top1": knn + 1}]
+        summary = {"method": "MoCo", "data": "shapes", "table": table, "train_seconds": 60.0, "images_per_second": 9.5}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [",".join(["step", "epoch", "seconds", "train/loss", "epoch/loss", *columns])]
+    for step in range(steps):
+        cells = [start + step for start in dict(columns).values()]
+        lines.append(",".join(map(str, [step, step // per_epoch, step, 9 - step, "", *cells])))
+        if (step + 1) % per_epoch == 0:
+            lines.append(",".join(map(str, [step, step // per_epoch, step, "", 5 - step / 2, *("" for _ in columns)])))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def moco(*stages, **settings):
+    parts = [{"class_path": name, "init_args": own} for name, own in stages]
+    return {
+        "method": {"class_path": "MoCo", "init_args": {"temperature": 0.2, "stages": parts}},
+        "data": "shapes",
+        "seed": 0,
+        **settings,
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """One without stages, one with two, one not finished with an older form of the first."""
+    hardness = {"hardness/effective": 10, "hardness/same_class_hardest": 0.5}
+    first = {"negatives/all/same_class": 0.5, "negatives/1_SameCluster/same_class": 0.25}
+    return [
+        write_run(tmp_path / "plain", moco(), 50.0, {**hardness, "candidates/same_class": 0.125}),
+        write_run(
+            tmp_path / "both",
+            moco(("SameCluster", {"clusters": [5, 10]}), ("MoCHi", {"pool": 8}), run="runs/x"),
+            52.5,
+            {**hardness, **first, "negatives/2_MoCHi/same_class": 0.2, "negatives/1_SameCluster/precision": 0.75},
+        ),
+        write_run(
+            tmp_path / HOSTILE.replace("/", "_"),
+            moco(("HardestSubset", {"count": 8}), ("SameCluster", {"clusters": [5]}), epochs=3),
+            None,
+            {"negatives/2_SameCluster/precision": 0.5},
+            steps=8,
+            per_epoch=4,
+        ),
+    ]
+
+
+def page_of(runs, tmp_path):
+    from contrastneg.report.runs import write_runs
+
+    return write_runs(runs, tmp_path / "runs.html")
+
+
+def lines_of(page):
+    """Of each chart its title, and of each line there the mark at its end."""
+    return dict(
+        page.evaluate("""[...document.querySelectorAll('figure')].filter(f => f.querySelector('.mark')).map(f =>
+            [f.querySelector('b').textContent, [...f.querySelectorAll('.mark')].map(t => t.textContent)])""")
+    )
+
+
+def test_every_curve_has_a_line_a_run_and_tables_tell_scores_and_what_differs(runs, tmp_path):
+    path = page_of(runs, tmp_path)
+    with chromium() as browser:
+        with opened(browser, path) as page:
+            assert lines_of(page) == {
+                "Loss (nats)": ["1", "2", "3"],
+                "Same class among the candidates (%)": ["1", "2"],
+                "Precision of what is found: SameCluster (%)": ["2", "3"],
+                "Negatives that share the gradient (per query)": ["1", "2"],
+                "Same class by hardness: hardest 0.1 % (%)": ["1", "2"],
+            }
+            texts = page.evaluate(
+                "[...document.querySelectorAll('#settings tbody tr')].map(r => r.innerText.split('\\t'))"
+            )
+            scores = page.evaluate(
+                "[...document.querySelectorAll('#scores tbody tr')].map(r => r.innerText.split('\\t'))"
+            )
+            keys = page.evaluate(
+                "[...document.querySelectorAll('#curves .legend li')].map(e => e.className + e.innerText)"
+            )
+            ends = page.evaluate("[...document.querySelectorAll('#curves svg')][0].getAttribute('aria-label')")
+        with opened(browser, path, 390, "dark") as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert page.evaluate(
+                "[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 100)"
+            )
+            outside = """[...document.querySelectorAll('.mark')].filter(t => t.getBoundingClientRect().right >
+                t.closest('svg').getBoundingClientRect().right + 0.5).length"""
+            assert page.evaluate(outside) == 0
+    name = runs[2].name
+    assert [[row[0].strip(), *row[1:]] for row in texts] == [
+        ["method.stages[0]", "–", "SameCluster", "HardestSubset"],
+        ["method.stages[0].clusters", "–", "5, 10", "–"],
+        ["method.stages[1]", "–", "MoCHi", "SameCluster"],
+        ["method.stages[1].pool", "–", "8", "–"],
+        ["epochs", "–", "–", "3"],
+        ["method.stages[0].count", "–", "–", "8"],
+        ["method.stages[1].clusters", "–", "–", "5"],
+    ]
+    assert [row[0].strip() for row in scores] == ["1 plain", "2 both", f"3 {name}"]
+    assert [row[2:4] for row in scores] == [["50.0", "51.0"], ["52.5", "53.5"], ["–", "–"]]
+    assert keys == ["stage11 plain", "stage22 both", f"stage33 {name}"]
+    assert f"(3 {name}): from 3.5 to 1.5 nats in 2 epochs" in ends
+    assert HOSTILE not in path.read_text()
+
+
+def test_runs_that_have_finished_no_epoch_are_drawn_over_steps_and_a_run_is_named_once(runs, tmp_path):
+    from contrastneg.report.runs import write_runs
+
+    young = write_run(tmp_path / "young", moco(), steps=2, per_epoch=9)
+    text = page_of([*runs, young], tmp_path).read_text()
+    assert "optimizer steps</text>" in text
+    assert "epochs</text>" not in text
+    assert "young: The run is not finished; logged up to epoch 1 of ?." in text
+    with pytest.raises(ValueError, match="plain is named twice: give each run once"):
+        write_runs([runs[0], runs[0]], tmp_path / "other.html")
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_the_verb_writes_one_page_of_several_runs_where_it_is_told(runs, tmp_path, capsys, monkeypatch):
+    from contrastneg.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(runs[0]), str(runs[1])]) == 0
+    assert capsys.readouterr().out == "runs.html\n"
+    assert "2 runs side by side" in (tmp_path / "runs.html").read_text()
+    assert not (runs[0] / "report.html").exists()
+    refusals = {
+        ("plain", "nowhere"): "nowhere is not a run folder",
+        ("plain", "--out", "x.html"): "out is given but there is one run",
+        ("plain", "both", "--out", "no/x.html"): "give a file in a folder that is there",
+        ("plain", "plain"): "plain is named twice",
+    }
+    for arguments, told in refusals.items():
+        assert main(["report", *arguments]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_two_runs_that_were_evaluated_on_one_set_are_compared_and_it_is_told_where_that_fails(
+    runs, tmp_path, monkeypatch
+):
+    from contrastneg.evaluate.comparison import Comparison, Row
+    from contrastneg.evaluate.results import Score
+    from contrastneg.report import runs as module
+
+    assert "Evaluation" not in page_of(runs, tmp_path).read_text()
+    for run in runs[:2]:
+        (run / "evaluation" / "shapes").mkdir(parents=True)
+        (run / "evaluation" / "shapes" / "summary.json").write_text("{}")
+    assert "<li>Evaluations are not compared: " in page_of(runs, tmp_path).read_text()
+
+    def compared(folders):
+        names = [folder.name for folder in folders]
+        scores = [Score("encoder", "knn", "top-1", v, 100, low=v - 2, high=v + 2) for v in (60.0, 70.0)]
+        return [Comparison("shapes", names, [Row("knn", "top-1", "%", scores, [None, None])], ["a note"])]
+
+    monkeypatch.setattr(module, "compare", compared)
+    section = (
+        page_of(runs, tmp_path).read_text().partition("<h2>Evaluation on shapes</h2>")[2].partition("</section>")[0]
+    )
+    assert "<b>Note</b>: a note." in section
+    assert 'aria-label="knn, top-1 (%): plain: 60.0 [58.0, 62.0] %; both: 70.0 [68.0, 72.0] %"' in section
