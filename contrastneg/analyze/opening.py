@@ -10,7 +10,7 @@ from contrastneg.data.opening import limited, loading_of, usable
 from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
-from contrastneg.subjects import Layer, Subject, open_subject
+from contrastneg.subjects import Layer, Subject, open_subject, path_of
 
 
 def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
@@ -37,7 +37,7 @@ def others_of(config: Analyze, subject: Subject, layer: Layer) -> list[Subject]:
     """
     settings, found = replace(config, layer=layer), []
     for address in config.checkpoints:
-        paths = checkpoints_in(Path(address))
+        paths = checkpoints_in(path_of(address))
         for place in paths or [address]:
             other = subject_of(settings, str(place))[0]
             weights = weights_of(other.network)

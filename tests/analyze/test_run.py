@@ -280,6 +280,12 @@ def test_columns_in_which_no_images_share_a_value_are_left_out():
     assert set(grouping(columns)) == {"place", "year"}
 
 
+def test_of_very_many_images_fewer_are_asked_about_and_some_in_any_case():
+    from contrastneg.analyze.run import default_queries
+
+    assert [default_queries(images) for images in (2, 131_072, 200_000, 1_281_167)] == [2048, 2048, 1342, 256]
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_metadata_are_measured_and_detect(labelled):
     from clouds import cloud
