@@ -186,7 +186,17 @@ def of_ranks(tables: Tables) -> list[Drawing]:
         from_zero=True,
         levels=[Level(f"base rate {base:.2f} %", base)],
     )
-    return drawing(chart, "Share of the candidates of a rank that are of the query's class.", table)
+    meaning = "Share of the candidates of a rank that are of the query's class."
+    return drawing(chart, f"{meaning} {band_text(tables['rank_band'])}", table)
+
+
+def band_text(band: pd.DataFrame) -> str:
+    """Where a curve by rank falls below multiples of the base rate."""
+    told = [
+        f"below {lift:g} times the base rate {'nowhere' if pd.isna(rank) else f'at rank {rank:,.0f}'}"
+        for lift, rank in zip(band["lift"], band["rank"], strict=True)
+    ]
+    return f"It falls {', '.join(told)}."
 
 
 def of_confusion(tables: Tables) -> list[Drawing]:

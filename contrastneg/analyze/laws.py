@@ -6,7 +6,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from contrastneg import analysis
-from contrastneg.analyze.charts import Drawing, drawing, each, of, valued
+from contrastneg.analyze.charts import Drawing, band_text, drawing, each, of, valued
 from contrastneg.analyze.material import Material
 from contrastneg.analyze.tables import Tables, rows_where
 from contrastneg.report.plots import Level
@@ -93,6 +93,7 @@ def draw_draws(tables: Tables) -> list[Drawing]:
         "",
         each(chain, "tilt", "moves", "total_variation", 1.0, "a = {:g}"),
         x_title="moves",
+        log_x=True,
         from_zero=True,
     )
     first = chain.drop_duplicates("tilt")
@@ -170,7 +171,7 @@ def draw_graph(tables: Tables) -> list[Drawing]:
         f"Walks of up to {int(ranks['steps'].iloc[0])} steps that go on with probability {ranks['follow'].iloc[0]:g}."
     )
     return [
-        *drawing(curve, f"{walk} {edges}", ranks),
+        *drawing(curve, f"{walk} {edges} {band_text(tables['pagerank_band'])}", ranks),
         *drawing(
             dots("Same class by hops", "%", valued(hops, names, "rate")),
             f"Images whose shortest path from the query has so many edges, and how many they are. {edges} By chance {base:.2f} %.",

@@ -37,6 +37,15 @@ def test_every_detector_has_a_name_of_its_own():
         detector_name({"detector": "new"})
 
 
+def test_the_band_is_told_in_words_also_where_there_is_none():
+    from contrastneg.analyze.charts import band_text
+
+    band = pd.DataFrame({"lift": [2.0, 1.1], "rank": [1234.0, float("nan")]})
+    assert (
+        band_text(band) == "It falls below 2 times the base rate at rank 1,234, below 1.1 times the base rate nowhere."
+    )
+
+
 @pytest.mark.parametrize(
     ("classes", "told"), [(12, ""), (13, "; all are in the table."), (101, "; the 20 most frequent for each are")]
 )
