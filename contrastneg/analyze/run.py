@@ -27,7 +27,7 @@ from contrastneg.analyze.settings import Analyze
 from contrastneg.data.module import PretrainData
 from contrastneg.data.sources import ImageSet
 from contrastneg.evaluate.cache import FeatureCache, fingerprint, weights_of
-from contrastneg.evaluate.features import finite_rows
+from contrastneg.evaluate.features import Features, finite_rows
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.evaluate.place import device_of
 from contrastneg.subjects import Layer, Subject
@@ -101,19 +101,7 @@ def embedded(
     features = cache.features(encoder, data, "train", key, device, dtype)
     assert features.position is not None
     check_embeddings(features.x, source, features.position)
-    labels = features.labels if two_of_a_class(features.labels) else None
-    names = [printable(name) for name in source.classes or []]
-    material = Material(
-        features.x,
-        features.x.clone(),
-        labels,
-        names,
-        config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0),
-        config.queries or default_queries(len(features.x)),
-        config.temperature,
-        config.seed,
-        grouping(source.subset(features.position).columns),
-    )
+    material = material_of(config, features, source.subset(features.position))
     rows = rows_asked(material)
     say(f"a second view of {len(rows):,} of them")
     asked = features.position[rows]
@@ -128,6 +116,23 @@ def embedded(
         positives[rows] = second_views(network, its, asked, device, dtype, seed=config.seed)
         further.append(Checkpoint(printable(other.name), x, positives))
     return data, replace(material, others=further), features.position
+
+
+def material_of(config: Analyze, features: Features, source: ImageSet) -> Material:
+    """Embeddings of the images of a set with what is known of them; second views are yet to come."""
+    labels = features.labels if two_of_a_class(features.labels) else None
+    names = [printable(name) for name in source.classes or []]
+    return Material(
+        features.x,
+        features.x.clone(),
+        labels,
+        names,
+        config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0),
+        config.queries or default_queries(len(features.x)),
+        config.temperature,
+        config.seed,
+        grouping(source.columns),
+    )
 
 
 def default_queries(images: int) -> int:
