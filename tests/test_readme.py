@@ -46,12 +46,21 @@ def test_a_stage_of_ones_own_is_named_by_its_import_path_and_survives_the_checkp
     assert build_method(type(method), dict(method.hparams)).stages == method.stages
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "DropHardest" not in block])
+@pytest.mark.parametrize(
+    "block", [block for block in blocks("yaml") if "method:" in block and "DropHardest" not in block]
+)
 def test_the_other_settings_of_the_readme_are_taken(tmp_path, block):
     from contrastneg.commandline import parse_pretrain
 
     (tmp_path / "c.yaml").write_text(block)
     assert len(parse_pretrain(["shapes", "--config", str(tmp_path / "c.yaml")])[0].method.stages) == 2
+
+
+def test_the_samplers_of_the_readme_are_taken(tmp_path):
+    from contrastneg.analyze.samplers import samplers_of
+
+    (tmp_path / "mine.yaml").write_text(next(block for block in blocks("yaml") if "method:" not in block))
+    assert [len(stages) for stages in samplers_of([tmp_path / "mine.yaml"]).values()] == [2]
 
 
 def test_the_own_stage_of_the_readme_trains_with_the_settings_as_printed_and_with_a_small_queue(tmp_path):

@@ -1,8 +1,8 @@
 """Queries and their candidates: who is asked, and each query's cosines with all other images, some queries at a time.
 
 Cosines are exact (see :mod:`contrastneg.evaluate.neighbours`), so neither threads nor the size of a part changes a
-ranking; cosines that agree to about 12 digits are ranked by the lower position. Each part holds :data:`CELLS` cosines; a
-measure keeps a few tables of that size, whatever the number of images.
+ranking; cosines that agree to about 12 digits are ranked by the lower position. Each part holds :data:`CELLS` cosines, and
+of more than 262,144 images those of :data:`AT_LEAST` queries; a measure keeps a few tables of that size.
 """
 
 import math
@@ -24,6 +24,7 @@ from contrastneg.randomness import generator
 QUERIES = 2048
 """Queries asked unless more are wanted."""
 CELLS = 2**21  # cosines held at once: 16 MiB in float64
+AT_LEAST = 8  # queries at once, however many images: each part reads all embeddings, which for a single query takes most of the time
 TILE = 2**22  # numbers of embeddings held in float64 at once
 
 Embeddings = Float[Tensor | np.ndarray, "N D"]
@@ -70,7 +71,7 @@ class Asked:
 
     def parts(self) -> Iterator[tuple[Int64[Tensor, " b"], Float64[Tensor, "b N"]]]:
         """Some queries at a time with their cosines; -inf with the query itself, which so is the last in order."""
-        for rows in self.rows.split(max(1, CELLS // len(self.x))):
+        for rows in self.rows.split(max(AT_LEAST, CELLS // len(self.x))):
             cosine = times(self.x[rows].double(), self.x)
             cosine[torch.arange(len(rows)), rows] = -torch.inf
             yield rows, cosine

@@ -14,6 +14,7 @@ NEAR = 0.95  # cosine of gradients from which on few negatives are said to do fo
 OFTEN = 0.5  # of the queries
 NO_ERROR = 1e-9  # of rounding
 OVER_DISPERSED = 2.0  # times the variance of chance from which on hardness is said to be uneven
+KEEPING = 0.5  # of the true hard negatives: what keeps fewer is no way to avoid false ones
 MOST_TOLD = 4096  # negatives; the largest usual number that a table has is told
 
 
@@ -187,7 +188,7 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
 
 
 def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
-    """Errors of the estimates, gains and losses of the detectors."""
+    """Errors of the estimates, gains and losses of the detectors, the sampler that spares hard negatives and not false ones."""
     if "negative_terms" in tables:
         table = tables["negative_terms"]
         compared = (
@@ -213,6 +214,15 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
                 f"Removing by {name}: {draft.percent(f'precision, {name}', row, 'precision')} of the removed are false, "
                 f"{draft.percent(f'recall, {name}', row, 'recall')} of the false negatives go, and "
                 f"{draft.percent(f'hard lost, {name}', row, 'hard_lost')} of the true hard ones with them."
+            )
+    if "sampler_cards" in tables:
+        table = tables["sampler_cards"]  # without labels nothing is known of what is false
+        keeping = ~table["oracle"] & (table["hard_kept"] >= KEEPING) & (table["same_class"] < table["base_rate"])
+        for row in rows_where(table, keeping).nsmallest(1, "same_class").to_dict("records"):
+            draft.sentences.append(
+                f"Of the samplers that keep at least {100 * KEEPING:g} % of the true hard negatives, {row['sampler']} has fewest false "
+                f"ones among what it keeps: {draft.percent('false, best sampler', row, 'same_class')}, of all candidates "
+                f"{100 * row['base_rate']:.3g} %; it keeps {draft.percent('hard kept, best sampler', row, 'hard_kept')} of the true hard."
             )
 
 
@@ -246,7 +256,7 @@ QUESTIONS: tuple[tuple[str, str, Callable[[_Draft, Tables, float], None], frozen
         "What would each method change?",
         "error of the plain negative term",
         what_changes,
-        frozenset({"estimates", "detectors"}),
+        frozenset({"estimates", "detectors", "samplers"}),
     ),
 )
 """Each question, what its headline is, what is said to it, and the sections whose tables that reads."""

@@ -33,16 +33,27 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A table of numbers and words."""
+
+    title: str
+    heads: list[str]
+    """Of the columns after the first, which names the row."""
+    rows: list[tuple[str, list[str]]]
+
+
+Plot = Chart | Whiskers | Grid | Listing
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A plot and its caption."""
 
-    plot: Chart | Whiskers | Grid
+    plot: Plot
     caption: str
 
 
-def drawing(
-    plot: Chart | Whiskers | Grid | None, meaning: str, table: pd.DataFrame, over: str = "queries"
-) -> list[Drawing]:
+def drawing(plot: Plot | None, meaning: str, table: pd.DataFrame, over: str = "queries") -> list[Drawing]:
     """A plot with its caption; none where there is nothing to draw.
 
     Args:
@@ -63,11 +74,17 @@ def sample_of(table: pd.DataFrame) -> str:
     row: dict[str, Any] = table.iloc[0].to_dict()
     images = int(row["images"])
     queries = int(row.get("queries", images))
+    seed = f" (seed {int(row['seed'])})" if "seed" in row else ""
     drawn = (
-        f"all {images:,} images are" if queries == images else f"{queries:,} of {images:,} images, drawn at random, are"
+        f"all {images:,} images are"
+        if queries == images
+        else f"{queries:,} of {images:,} images, drawn at random{seed}, are"
     )
-    classes = f"; classes: {row['classes']}" if isinstance(row.get("classes"), str) else ""
-    return f"n: {drawn} queries{classes}."
+    every = int(row.get("drawn_from", images))
+    sample = f", all these a sample of {every:,}" if every > images else ""
+    known = table["classes"].dropna().unique().tolist() if "classes" in table else []
+    classes = f"; classes: {' and '.join(known)}" if known else ""
+    return f"n: {drawn} queries{sample}{classes}."
 
 
 def of(table: pd.DataFrame, x: str, y: str, scale: float = 1.0) -> list[Point]:
@@ -169,7 +186,17 @@ def of_ranks(tables: Tables) -> list[Drawing]:
         from_zero=True,
         levels=[Level(f"base rate {base:.2f} %", base)],
     )
-    return drawing(chart, "Share of the candidates of a rank that are of the query's class.", table)
+    meaning = "Share of the candidates of a rank that are of the query's class."
+    return drawing(chart, f"{meaning} {band_text(tables['rank_band'])}", table)
+
+
+def band_text(band: pd.DataFrame) -> str:
+    """Where a curve by rank falls below multiples of the base rate."""
+    told = [
+        f"below {lift:g} times the base rate {'nowhere' if pd.isna(rank) else f'at rank {rank:,.0f}'}"
+        for lift, rank in zip(band["lift"], band["rank"], strict=True)
+    ]
+    return f"It falls {', '.join(told)}."
 
 
 def of_confusion(tables: Tables) -> list[Drawing]:
@@ -227,12 +254,12 @@ def of_hubs(tables: Tables) -> list[Drawing]:
 
 
 def of_popularity(tables: Tables) -> list[Drawing]:
-    """The one correlation."""
+    """Both correlations."""
     table = tables["popularity"]
-    rows = valued(table, ["correlation"], "correlation", 1.0)
-    return drawing(
-        dots("Similarity and size of the class", "", rows), "Pearson's correlation over images.", table, "classes"
-    )
+    rows = valued(table, [f"size of {name}" for name in table["size"]], "correlation", 1.0)
+    of_one_size = "" if "classes" in set(table["size"]) else " Classes are of one size, or unknown."
+    meaning = f"Pearson's correlation over images.{of_one_size}"
+    return drawing(dots("Similarity and size", "", rows), meaning, table, "classes")
 
 
 def of_proxy(tables: Tables) -> list[Drawing]:
@@ -313,13 +340,30 @@ def of_estimates(tables: Tables) -> list[Drawing]:
     table = rows_where(table, ~table["estimate"].isin(["oracle", "hard oracle"]))
     names = [estimate_name(e, p) for e, p in zip(table["estimate"], table["class_prior"], strict=True)]
     at = f"The number after a name is its class prior. t = {table['temperature'].iloc[0]:g}, beta = {table['beta'].iloc[0]:g}."
-    return [
+    drawn = [
         *drawing(dots("Error of the negative term", "%", valued(table, names, "relative_error")), at, table),
         *drawing(
             dots("Cosine of its gradient with the true", "", valued(table, names, "gradient_cosine", 1.0), from_zero=False),
             at, table,
         ),
     ]  # fmt: skip
+    if "negative_terms_by_size" not in tables:
+        return drawn
+    table = tables["negative_terms_by_size"]
+    table = rows_where(table, ~table["estimate"].isin(["oracle", "hard oracle"]))
+    parts = table.drop_duplicates("size_group")
+    sizes = "; ".join(f"{group + 1}: {low:,.0f} to {high:,.0f} images" for group, low, high in
+                      zip(parts["size_group"], parts["smallest"], parts["largest"], strict=True))  # fmt: skip
+    lines = each(table.assign(part=table["size_group"] + 1), "estimate", "part", "relative_error", 100.0)
+    chart = curves(
+        "Error by size of the class",
+        "%",
+        lines,
+        x_title="part of the queries, small classes first",
+        from_zero=True,
+        whole=True,
+    )
+    return [*drawn, *drawing(chart, f"Classes of {sizes}.", table)]
 
 
 def detector_name(row: Mapping[str, Any]) -> str:
@@ -332,7 +376,7 @@ def detector_name(row: Mapping[str, Any]) -> str:
     if kind == "clusters":
         return f"{row['clusters']:.0f} clusters, {100 * row['acceptance']:g} %"
     if kind == "above positive":
-        return f"cosine > the positive's - {row['gap']:g}"
+        return "cosine > the positive's" + (f" - {row['gap']:g}" if row["gap"] else "")
     if kind == "mutual":
         return f"mutual, {row['neighbours']:.0f} nearest"
     if kind == "metadata":

@@ -1,7 +1,7 @@
 """What sections measure: embeddings of a set, a second view of the queries, and what is known of the images."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,23 @@ from contrastneg.analysis.queries import ask, ask_by_class
 from contrastneg.data.module import PretrainData, StreamedCrops
 from contrastneg.data.views import finish_views
 from contrastneg.evaluate.features import HALF, evaluating
+from contrastneg.negatives import Stage
 from contrastneg.negatives.groups import group_codes
 from contrastneg.randomness import generator
 
 AT_A_TIME = 64  # images whose views are made together
 LABELS, CLASSES, CHECKPOINTS, COLUMNS = "labels", "classes", "several checkpoints", "columns"
+HIERARCHY = "columns of kin classes"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Another encoder of the same images, an earlier state of the same one for instance."""
+
+    name: str
+    embeddings: Float[Tensor, "N E"]
+    positives: Float[Tensor, "N E"]
+    """As :attr:`Material.positives`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,10 @@ class Material:
     """Of all draws."""
     columns: dict[str, Tensor | list] = field(default_factory=dict)
     """Metadata of each image that some share, by name."""
-    others: list[Float[Tensor, "N E"]] = field(default_factory=list)
-    """Embeddings of the same images by further encoders."""
+    others: Sequence[Checkpoint] = ()
+    """The same images by further encoders, in order."""
+    samplers: Mapping[str, Sequence[Stage]] = field(default_factory=dict)
+    """Stages of samplers that are asked for beside the usual ones, by name."""
 
     @cached_property
     def estimate(self) -> EstimatedClasses:
@@ -61,6 +75,42 @@ class Material:
         """Arguments that all measures take."""
         return {"queries": self.queries, "seed": self.seed}
 
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All encoders, the one that is looked at last."""
+        return [*self.others, Checkpoint("this one", self.embeddings, self.positives)]
+
+    @property
+    def kin(self) -> list[str]:
+        """Columns in which all images of a class share a value and classes share values, those of fewest values first."""
+        if self.labels is None:
+            return []
+        codes = {name: group_codes(column) for name, column in self.columns.items()}
+        values = {name: len(code.unique()) for name, code in codes.items() if joins_classes(code, self.labels)}
+        return sorted(values, key=lambda name: values[name])
+
+    def asking(self, most: int) -> dict[str, Any]:
+        """The same of measures that ask at most so many."""
+        return {**self.asked, "queries": min(most, self.queries)}
+
+    def sampled(self, most: int) -> "Material":
+        """At most so many of the images, drawn by the seed, for measures whose cost grows with the square of their number.
+
+        Without columns and other encoders, and of no use to measures that ask about second views.
+        """
+        if len(self.embeddings) <= most:
+            return self
+        order = torch.randperm(len(self.embeddings), generator=generator(self.seed, "analyze", "sample"))
+        rows = order[:most].sort().values
+        return replace(
+            self,
+            embeddings=self.embeddings[rows],
+            positives=self.positives[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            columns={},
+            others=(),
+        )
+
     def lacks(self, needs: frozenset[str]) -> list[str]:
         """What of that is not there; classes always are, as an estimate if need be."""
         there = {
@@ -68,8 +118,21 @@ class Material:
             LABELS: self.labels is not None,
             CHECKPOINTS: bool(self.others),
             COLUMNS: bool(self.columns),
+            HIERARCHY: bool(self.kin),
         }
         return [need for need in sorted(needs) if not there[need]]
+
+
+def joins_classes(code: Int64[Tensor, " N"], label: Int64[Tensor, " N"]) -> bool:
+    """Whether a grouping of images is one of whole classes, some of them together.
+
+    Args:
+        code: Group of each image, -1 without.
+        label: Class of each image, -1 where it is unknown.
+    """
+    pairs = torch.stack([label, code])[:, label >= 0].unique(dim=1)
+    label, code = pairs
+    return bool((code >= 0).all()) and len(label) == len(label.unique()) and 1 < len(code.unique()) < len(label)
 
 
 def grouping(columns: Mapping[str, Tensor | list]) -> dict[str, Tensor | list]:

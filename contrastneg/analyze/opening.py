@@ -9,8 +9,8 @@ from contrastneg.data.module import PretrainData
 from contrastneg.data.opening import limited, loading_of, usable
 from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
-from contrastneg.runfolder import newest_checkpoint
-from contrastneg.subjects import Layer, Subject, open_subject
+from contrastneg.runfolder import newest_checkpoint, read_checkpoint
+from contrastneg.subjects import Layer, Subject, open_subject, path_of
 
 
 def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
@@ -27,6 +27,35 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
     layer = config.layer if config.layer != "auto" else "backbone" if subject.projector is None else "projector"
     subject.encoder(layer)  # refuses a layer that is not there
     return subject, layer
+
+
+def others_of(config: Analyze, subject: Subject, layer: Layer) -> list[Subject]:
+    """The further encoders, in order.
+
+    Raises:
+        ValueError: One cannot be opened, or has not the layer.
+    """
+    settings, found = replace(config, layer=layer), []
+    for address in config.checkpoints:
+        paths = checkpoints_in(path_of(address))
+        for place in paths or [address]:
+            other = subject_of(settings, str(place))[0]
+            weights = weights_of(other.network)
+            # best.ckpt is often last.ckpt, and that what is looked at
+            if not paths or all(weights != weights_of(one.network) for one in (subject, *found)):
+                found.append(other)
+    return found
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by step; none in anything else, a run for instance.
+
+    Raises:
+        ValueError: One is damaged.
+    """
+    paths = [] if (folder / "config.yaml").exists() else sorted(folder.glob("*.ckpt"))
+    steps = {path: read_checkpoint(path)["global_step"] for path in paths}
+    return sorted(paths, key=lambda path: steps[path])
 
 
 def with_projector(config: Analyze, subject: Subject, run: Path) -> Subject:

@@ -14,18 +14,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from contrastneg.analysis.queries import QUERIES
 from contrastneg.analyze.answers import answers_of
 from contrastneg.analyze.gallery import gallery_of
-from contrastneg.analyze.material import Material, grouping, rows_asked, second_views
-from contrastneg.analyze.opening import data_of, folder_of, images_of, subject_of
+from contrastneg.analyze.material import Checkpoint, Material, grouping, rows_asked, second_views
+from contrastneg.analyze.opening import data_of, folder_of, images_of, others_of, subject_of
 from contrastneg.analyze.record import Analysis
 from contrastneg.analyze.results import check_folder, write_results
+from contrastneg.analyze.samplers import samplers_of
 from contrastneg.analyze.sections import SECTIONS
 from contrastneg.analyze.settings import Analyze
 from contrastneg.data.module import PretrainData
 from contrastneg.data.sources import ImageSet
 from contrastneg.evaluate.cache import FeatureCache, fingerprint, weights_of
-from contrastneg.evaluate.features import finite_rows
+from contrastneg.evaluate.features import Features, finite_rows
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.evaluate.place import device_of
 from contrastneg.subjects import Layer, Subject
@@ -33,6 +35,7 @@ from contrastneg.writing import printable
 
 CONE = 0.5  # mean cosine from which on a temperature says little
 DEFAULT_CLUSTERS = 100  # without labels, of sets that are large enough
+PAIRS, FEWEST_QUERIES = 2**28, 256  # cosines that a measure looks at, about, and queries that it has in any case
 
 
 def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> tuple[Path, Analysis]:
@@ -49,7 +52,8 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
         ValueError: The encoder or the images cannot be opened, the settings do not fit them, or the folder holds something else.
     """
     subject, layer = subject_of(config, config.encoder)
-    others = [subject_of(replace(config, layer=layer), address)[0] for address in config.checkpoints]
+    others = others_of(config, subject, layer)
+    samplers = samplers_of(config.samplers)
     address = config.data or subject.data
     if address is None:
         raise ValueError(f"no data: {config.encoder} does not say what it was scored on; name images after it")
@@ -58,7 +62,9 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     folder = folder_of(config, subject, source, layer)
     check_folder(folder, context, config.overwrite)
     data, material, position = embedded(config, (subject, *others), layer, source, folder, say)
+    material = replace(material, samplers=samplers)
     context |= {
+        "queries": material.queries,
         "images": len(material.embeddings),
         "width": material.embeddings.shape[1],
         "clusters": material.clusters,
@@ -95,30 +101,43 @@ def embedded(
     features = cache.features(encoder, data, "train", key, device, dtype)
     assert features.position is not None
     check_embeddings(features.x, source, features.position)
-    labels = features.labels if two_of_a_class(features.labels) else None
+    material = material_of(config, features, source.subset(features.position))
+    rows = rows_asked(material)
+    say(f"a second view of {len(rows):,} of them")
+    asked = features.position[rows]
+    material.positives[rows] = second_views(encoder, data, asked, device, dtype, seed=config.seed)
     further = []
     for other in others:
         say(f"embeddings by {other.address}")
+        its = data_of(config, other, source)
         network = other.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        found = cache.features(network, data_of(config, other, source), "train", key, device, dtype)
-        further.append(found.x)
+        x = cache.features(network, its, "train", key, device, dtype).x
+        positives = x.clone()
+        positives[rows] = second_views(network, its, asked, device, dtype, seed=config.seed)
+        further.append(Checkpoint(printable(other.name), x, positives))
+    return data, replace(material, others=further), features.position
+
+
+def material_of(config: Analyze, features: Features, source: ImageSet) -> Material:
+    """Embeddings of the images of a set with what is known of them; second views are yet to come."""
+    labels = features.labels if two_of_a_class(features.labels) else None
     names = [printable(name) for name in source.classes or []]
-    material = Material(
+    return Material(
         features.x,
         features.x.clone(),
         labels,
         names,
         config.clusters or default_clusters(len(features.x), len(names) if labels is not None else 0),
-        config.queries,
+        config.queries or default_queries(len(features.x)),
         config.temperature,
         config.seed,
-        grouping(source.subset(features.position).columns),
-        further,
+        grouping(source.columns),
     )
-    rows = rows_asked(material)
-    say(f"a second view of {len(rows):,} of them")
-    material.positives[rows] = second_views(encoder, data, features.position[rows], device, dtype, seed=config.seed)
-    return data, material, features.position
+
+
+def default_queries(images: int) -> int:
+    """Queries where no number is asked for: of very many images fewer, so that a measure takes minutes at most."""
+    return max(FEWEST_QUERIES, min(QUERIES, PAIRS // images))
 
 
 def default_clusters(images: int, classes: int) -> int:
@@ -212,7 +231,6 @@ def context_of(config: Analyze, subject: Subject, layer: Layer, address: str, so
         "split": source.split,
         "images_fingerprint": fingerprint(source),
         "classes": len(source.classes or []),
-        "queries": config.queries,
         "temperature": config.temperature,
         "seed": config.seed,
         "precision": config.precision,

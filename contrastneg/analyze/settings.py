@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from contrastneg.analysis.queries import QUERIES
 from contrastneg.analyze.sections import SECTIONS
 from contrastneg.checks import WrongSetting, check_range
 from contrastneg.encoders import Backbone
@@ -21,14 +20,18 @@ class Analyze:
     sections: tuple[str, ...] = ("all",)
     """Which measures: names of sections, or all; a name that there is not is answered with those that there are."""
     checkpoints: tuple[str, ...] = ()
-    """Further encoders, earlier checkpoints of the run for instance, for the sections that compare several."""
+    """Further encoders, earlier checkpoints of the run for instance, in order, for the sections that compare several; a folder of
+    .ckpt files stands for those in it, by step."""
+    samplers: tuple[Path, ...] = ()
+    """Samplers beside the usual ones: recipes and runs, whose stages are taken, or YAML files with a list of stages for each name."""
     layer: Literal["auto", "backbone", "projector"] = "auto"
     """Whose embeddings are compared: the backbone's, or the projection head's, as in training; auto is the latter where there is one."""
     split: Literal["train", "test"] = "train"
     """Which images."""
 
-    queries: int = QUERIES
-    """Images that are asked about, at most; all others are candidates of each."""
+    queries: int | None = None
+    """Images that are asked about, at most; all others are candidates of each. Default: 2,048, of more than 131,072 images fewer,
+    down to 256."""
     temperature: float = 0.1
     """Temperature of the softmax whose gradient is looked at, above 0."""
     clusters: int | None = None

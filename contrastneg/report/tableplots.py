@@ -25,7 +25,7 @@ from contrastneg.report.plots import (
     value_text,
 )
 
-NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 132, 345, 22, 10  # of a chart of names, in its own units
+NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 146, 345, 22, 10  # of a chart of names, in its own units
 PER_DECADE = 60  # points of a line on a logarithmic axis
 
 
@@ -38,6 +38,7 @@ def curves(
     x_unit: str = "",
     log_x: bool = False,
     from_zero: bool = False,
+    whole: bool = False,
     levels: Sequence[Level] = (),
 ) -> Chart | None:
     """Lines over one axis, told apart by colour, dashes and a legend; None where nothing is finite.
@@ -50,6 +51,7 @@ def curves(
         x_unit: What a point's place is called when it is read out; empty: the title.
         log_x: Whether the horizontal axis is logarithmic; points at 0 and below are then left out.
         from_zero: Whether the vertical axis has 0 on it.
+        whole: Whether places on the horizontal axis are whole numbers, so that others are no ticks.
         levels: Horizontal lines to compare with.
     """
     lines = [
@@ -63,6 +65,8 @@ def curves(
     heights = [*ys, *(level.value for level in levels), *([0.0 if any(ys) else 1.0] if from_zero else [])]
     y_ticks = nice_ticks(min(heights), max(heights))
     x_ticks = powers(min(xs), max(xs)) if log_x else nice_ticks(min(xs), max(xs))
+    if whole and min(xs) < max(xs):
+        x_ticks = [tick for tick in x_ticks if math.isclose(tick, round(tick))]
     first, last = (min(*xs, *x_ticks), max(*xs, *x_ticks)) if log_x else (x_ticks[0], x_ticks[-1])
 
     def place_of(x: float) -> float:

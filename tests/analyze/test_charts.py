@@ -9,7 +9,7 @@ def test_captions_say_what_bars_are_and_only_where_there_are_bars():
     from contrastneg.analyze.charts import of_hubs, of_popularity
 
     about = {"images": 90, "classes": "labels"}
-    row = {"correlation": 0.5, "correlation_se": 0.1, "classes_counted": 3, **about}
+    row = {"size": "classes", "correlation": 0.5, "correlation_se": 0.1, "classes_counted": 3, **about}
     (drawn,) = of_popularity({"popularity": pd.DataFrame([row])})
     assert drawn.caption.endswith("classes: labels. Bars: ± 1.96 standard errors over classes.")
     hubs = pd.DataFrame(
@@ -37,6 +37,15 @@ def test_every_detector_has_a_name_of_its_own():
         detector_name({"detector": "new"})
 
 
+def test_the_band_is_told_in_words_also_where_there_is_none():
+    from contrastneg.analyze.charts import band_text
+
+    band = pd.DataFrame({"lift": [2.0, 1.1], "rank": [1234.0, float("nan")]})
+    assert (
+        band_text(band) == "It falls below 2 times the base rate at rank 1,234, below 1.1 times the base rate nowhere."
+    )
+
+
 @pytest.mark.parametrize(
     ("classes", "told"), [(12, ""), (13, "; all are in the table."), (101, "; the 20 most frequent for each are")]
 )
@@ -45,7 +54,7 @@ def test_the_caption_of_confusions_says_what_the_table_holds(classes, told):
 
     from contrastneg.analyze.charts import of_confusion
     from contrastneg.analyze.material import Material
-    from contrastneg.analyze.sections import measure_confusion
+    from contrastneg.analyze.measures import measure_confusion
 
     x, _, positive = cloud(4 * classes)
     label = torch.arange(classes).repeat(4)

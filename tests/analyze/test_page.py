@@ -34,7 +34,11 @@ def page(tmp_path_factory):
 
     patch.setattr(run, "images_of", images_of)
     encoder = write_encoder(top / "run", settings=f"data: {top / 'data'}\n")
-    folder, _ = run.analyze(Analyze(encoder=str(encoder), gallery=6, queries=90, clusters=3))
+    other = write_encoder(top / f"other {FILE}", seed=1)
+    own = top / "own.yaml"
+    own.write_text(json.dumps({HOSTILE: [{"class_path": "HardestSubset", "init_args": {"count": 5}}]}))
+    several = {"checkpoints": (str(other),), "samplers": (own,)}
+    folder, _ = run.analyze(Analyze(encoder=str(encoder), gallery=6, queries=90, clusters=3, **several))
     patch.undo()
     return folder / "analysis.html"
 
@@ -61,6 +65,8 @@ def test_text_of_the_data_is_shown_as_text(page, browser):
         options = shown.locator("#by-class option").all_inner_texts()
         assert sorted(options) == sorted(["all", HOSTILE, "b & c", "ring"])
         assert HOSTILE in shown.locator(".notes").inner_text()
+        assert HOSTILE in shown.locator("#samplers th[scope=row]").all_inner_texts()
+        assert "alert(1)" in shown.locator("#samplers svg").first.get_attribute("aria-label")
         table = table_of(page)
         named = table[table["name"] == f"a/{FILE}"]
         query, place = (int(named.iloc[0][name]) for name in ("query", "rank"))
@@ -183,9 +189,13 @@ def test_numbers_of_the_page_are_those_of_the_tables(page, browser):
         told = shown.locator("#answer2").inner_text()
         assert f"{100 * bins['rate'][0]:.3g} %" in told
         assert f"{100 * bins['base_rate'][0]:.3g} % of all candidates" in told
-        grid = shown.locator(".shares tbody tr").first.locator("td").all_inner_texts()
+        grid = shown.locator("#confusion .shares tbody tr").first.locator("td").all_inner_texts()
         confusion = pd.read_csv(page.parent / "hard_confusion.csv")
         first = confusion[confusion["query_class"] == 0]["rate"]
+        cards = pd.read_csv(page.parent / "sampler_cards.csv")
+        rows = shown.locator("#samplers .listing tbody tr").all_inner_texts()
+        assert [row.split("\t")[0].removesuffix(" *") for row in rows] == cards["sampler"].tolist()
+        assert [row.split("\t")[1] for row in rows] == [f"{round(kept, 2):.4g}" for kept in cards["kept"]]
         assert grid == [f"{100 * rate:.1f}" for rate in first]
         label = shown.locator("#hardness svg").first.get_attribute("aria-label")
         assert f"hardest 0.1 %: {100 * bins['rate'][0]:.4g}" in label

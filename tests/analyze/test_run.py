@@ -40,9 +40,8 @@ def test_every_section_is_measured_or_says_why_not(whole):
     run, folder, found = whole
     assert folder == run / "analysis" / "shapes-backbone"
     assert set(found.tables) | set(found.left_out) == set(SECTIONS)
-    assert set(found.left_out) == {"popularity", "checkpoints"}
-    assert found.left_out["checkpoints"] == "needs several checkpoints, which are not there"
-    assert "classes of one size" in found.left_out["popularity"]
+    assert set(found.left_out) == {"checkpoints", "course", "variance", "curricula"}
+    assert set(found.left_out.values()) == {"needs several checkpoints, which are not there"}
     told = json.loads((folder / "analysis.json").read_text())
     files = {file for section in told["sections"].values() for file in section["files"]}
     assert files | {"gallery.csv"} == {path.name for path in folder.glob("*.csv")}
@@ -186,7 +185,11 @@ def test_a_damaged_checkpoint_is_refused_and_one_of_other_weights_is_told(tmp_pa
 
 def test_several_checkpoints_are_compared(tmp_path):
     run, other = write_encoder(tmp_path / "run"), write_encoder(tmp_path / "other", seed=1)
-    _, found = analyzed(run, checkpoints=(str(other), str(run)), sections=("checkpoints",), gallery=0)
+    sections = ("checkpoints", "course", "variance", "curricula")
+    folder, found = analyzed(run, checkpoints=(str(other), str(run)), sections=sections, gallery=0)
+    assert not found.left_out
+    by_encoder = pd.read_csv(folder / "matching_by_encoder.csv").groupby("place")["probability"].first()
+    assert by_encoder[2] == by_encoder[3] != by_encoder[1]  # second views, too, are each encoder's own
     table = found.tables["checkpoints"]["hardness_agreement"]
     assert table["encoders"].tolist() == [0, 1, 2, 3]
     assert table["observed"].sum() == pytest.approx(1)
@@ -262,11 +265,11 @@ def test_the_terminal_tells_the_four_answers(tmp_path, capsys):
 
 
 def test_every_need_that_material_knows_is_that_of_a_section():
-    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, LABELS
+    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS
     from contrastneg.analyze.sections import SECTIONS
 
     needs = frozenset().union(*(section.needs for section in SECTIONS.values()))
-    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS}
+    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS, HIERARCHY}
 
 
 def test_columns_in_which_no_images_share_a_value_are_left_out():
@@ -275,6 +278,12 @@ def test_columns_in_which_no_images_share_a_value_are_left_out():
     columns = {"place": ["a", None, "a"], "file": ["a", "b", "c"], "none": [None] * 3, "boxes": [[1], [1], [2]]}
     columns |= {"year": torch.tensor([1, 2, 2]), "empty": []}
     assert set(grouping(columns)) == {"place", "year"}
+
+
+def test_of_very_many_images_fewer_are_asked_about_and_some_in_any_case():
+    from contrastneg.analyze.run import default_queries
+
+    assert [default_queries(images) for images in (2, 131_072, 200_000, 1_281_167)] == [2048, 2048, 1342, 256]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

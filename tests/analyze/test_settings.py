@@ -1,6 +1,7 @@
 """The command line of an analysis."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,11 @@ def test_encoder_and_data_may_stand_first_and_sections_are_written_with_commas()
     assert (settings.encoder, settings.data, settings.limit_images) == ("run", "data", 100)
     assert settings.random_init
     assert settings.asked == ("hardness", "detectors")  # in the order of the page
+
+
+def test_several_files_of_samplers_are_written_with_commas():
+    assert parsed("run", "--samplers", "a.yaml,b c.yaml").samplers == (Path("a.yaml"), Path("b c.yaml"))
+    assert parsed("run").samplers == ()
 
 
 def test_all_means_every_section():

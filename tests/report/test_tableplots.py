@@ -68,3 +68,13 @@ def test_a_value_stands_between_the_ends_of_its_95_percent_interval():
     assert (one.high - one.at) / scale == pytest.approx(1.96 * 5, rel=0.02)
     assert two.low == two.at == two.high
     assert drawn.description == "A (%): one: 50 ± 9.8 %; two: 10 %"
+
+
+def test_places_that_are_whole_numbers_have_whole_ticks():
+    from contrastneg.report.tableplots import curves
+
+    points = [("one", [(1.0, 5.0), (2.0, 6.0)])]
+    whole, plain = (curves("A", "", points, x_title="encoder", whole=whole).x_ticks for whole in (True, False))
+    assert [tick.text for tick in whole] == ["1", "2"]
+    assert (whole[0].at, whole[-1].at) == (plain[0].at, plain[-1].at)
+    assert len(plain) > 2
