@@ -102,6 +102,8 @@ def parse_report(arguments: Sequence[str]) -> Report:
         settings_file(run)
     if options.out is not None and len(options.run) == 1:
         raise ValueError("out is given but there is one run, whose page is report.html in its folder: leave out --out")
+    if len(options.run) == 1:
+        return Report(options.run, Path("report.html"))
     return Report(options.run, checked_page(options.out or Path("runs.html")))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.analyze.charts import bin_name, detector_name
 from contrastneg.analyze.tables import Tables, rows_where
 
@@ -217,7 +218,8 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
             )
     if "sampler_cards" in tables:
         table = tables["sampler_cards"]  # without labels nothing is known of what is false
-        keeping = ~table["oracle"] & (table["hard_kept"] >= KEEPING) & (table["same_class"] < table["base_rate"])
+        fewer = table["same_class"] + NORMAL * table["same_class_se"] < table["base_rate"]
+        keeping = ~table["oracle"] & (table["hard_kept"] >= KEEPING) & fewer
         for row in rows_where(table, keeping).nsmallest(1, "same_class").to_dict("records"):
             draft.sentences.append(
                 f"Of the samplers that keep at least {100 * KEEPING:g} % of the true hard negatives, {row['sampler']} has fewest false "

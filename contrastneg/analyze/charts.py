@@ -81,7 +81,7 @@ def sample_of(table: pd.DataFrame) -> str:
         else f"{queries:,} of {images:,} images, drawn at random{seed}, are"
     )
     every = int(row.get("drawn_from", images))
-    sample = f", all these a sample of {every:,}" if every > images else ""
+    sample = f", drawn from {every:,}" if every > images else ""
     known = table["classes"].dropna().unique().tolist() if "classes" in table else []
     classes = f"; classes: {' and '.join(known)}" if known else ""
     return f"n: {drawn} queries{sample}{classes}."

@@ -39,7 +39,7 @@ def draw_metadata(tables: Tables) -> list[Drawing]:
     )
     meaning = (
         "Mean cosine of pairs of two classes that share the value, less that of pairs that do not, in standard deviations of all of "
-        "them. 0: the column tells nothing; training with negatives of one place should make that of the place shrink."
+        "them. 0: the column tells nothing. Columns without such pairs of both kinds are left out."
     )  # fmt: skip
     return [*of_metadata(tables), *drawing(effect, meaning, table)]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from contrastneg import analysis
+from contrastneg.analysis.errors import NORMAL
 from contrastneg.analyze.charts import Drawing, bin_name, detector_name, drawing, each, of, valued
 from contrastneg.analyze.material import Material
 from contrastneg.analyze.tables import Tables, rows_where
@@ -26,14 +27,23 @@ def measure_variance(material: Material) -> dict[str, pd.DataFrame]:
     }
 
 
+def verdict(claim: pd.Series) -> str:
+    """Whether the claim is borne out here, from its AUC and standard error."""
+    auc, error = float(claim["auc"]), float(claim["auc_se"])
+    if auc != auc:
+        return "Here it could not be measured."
+    if claim["supported"]:
+        return "Here it is borne out."
+    return f"Here it is not shown: the interval is {auc - NORMAL * error:.3f} to {auc + NORMAL * error:.3f}."
+
+
 def draw_variance(tables: Tables) -> list[Drawing]:
     """The three scores, and the deviations by tenth."""
     tenths, claim = tables["score_variance"], tables["score_variance_claim"]
-    verdict = claim.set_index("score").loc["deviation, matched", "supported"]
-    said = "Here it is borne out." if verdict else "Here it is not borne out."
+    said = verdict(claim.set_index("score").loc["deviation, matched"])
     deviations = [(text, of(tenths, "tenth", column)) for text, column in
                   (("false negatives", "sd_false"), ("true ones", "sd_true"))]  # fmt: skip
-    over = f"{int(tenths['checkpoints'].iloc[0])} encoders; five are fair. t = {tenths['temperature'].iloc[0]:g}."
+    over = f"{int(tenths['checkpoints'].iloc[0])} encoders: of few, deviations are rough. t = {tenths['temperature'].iloc[0]:g}."
     return [
         *drawing(
             dots("False negatives told by a score", "AUC", valued(claim, claim["score"].tolist(), "auc", 1.0)),
@@ -142,7 +152,7 @@ def draw_course(tables: Tables) -> list[Drawing]:
         log_x=True,
         from_zero=True,
     )
-    at = f"Softmax over the positive and all candidates at t = {matching['temperature'].iloc[0]:g}, by rank; it steepens with training."
+    at = f"Softmax over the positive and all candidates at t = {matching['temperature'].iloc[0]:g}, by rank. MoCHi: it steepens."
     drawn = drawing(steep, f"{at} {named}", matching)
     if "detectors_by_encoder" not in tables:
         return drawn

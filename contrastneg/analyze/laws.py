@@ -24,13 +24,13 @@ def measure_exponents(material: Material) -> dict[str, pd.DataFrame]:
     x = material.embeddings
     hits = analysis.hardness_hits(x, **material.asked)["hits"]
     popularity = {"cluster size": sizes(material.estimate.label), "times hard": torch.tensor(hits.tolist())}
-    if material.labels is not None:
+    if material.labels is not None and uneven(material.labels):
         popularity["class size"] = sizes(material.labels)
     if len(x) <= IN_GRAPH:
         degree = analysis.k_occurrence(x, neighbours=min(NEIGHBOURS, len(x) - 1), seed=material.seed)
         popularity["in-degree"] = torch.tensor(degree["occurrence"].tolist())
-    uneven = {name: numbers for name, numbers in popularity.items() if len(numbers.unique()) > 1}
-    return {"exponent_sweep": analysis.exponent_sweep(x, material.classes, uneven, **material.asked)}
+    telling = {name: numbers for name, numbers in popularity.items() if len(numbers.unique()) > 1}
+    return {"exponent_sweep": analysis.exponent_sweep(x, material.classes, telling, **material.asked)}
 
 
 def sizes(group: Int64[Tensor, " N"]) -> Float64[Tensor, " N"]:
@@ -39,6 +39,11 @@ def sizes(group: Int64[Tensor, " N"]) -> Float64[Tensor, " N"]:
     size = torch.zeros(len(group), dtype=torch.float64)
     size[known] = group[known].bincount()[group[known]].double()
     return size
+
+
+def uneven(group: Int64[Tensor, " N"]) -> bool:
+    """Whether groups differ in size."""
+    return len(sizes(group[group >= 0]).unique()) > 1
 
 
 def draw_exponents(tables: Tables) -> list[Drawing]:
@@ -51,7 +56,10 @@ def draw_exponents(tables: Tables) -> list[Drawing]:
         ("similarity", "Mean cosine of the draws", "", 1.0, [], "How hard what is drawn is."),
         ("effective", "Images among which draws are spread", "", 1.0, [], "One over the sum of the squared probabilities."),
     )  # fmt: skip
-    power = "Nothing is drawn: expectations are exact. 0 is a queue; word2vec's 0.75 over classes is -0.25 here."
+    power = (
+        "Nothing is drawn: expectations are exact. At exponent 0 all images are alike, as in a queue; word2vec's power 0.75 of a class's "
+        "size is -0.25 for each of its images."
+    )
     return [
         plot
         for column, title, unit, scale, levels, meaning in measures
@@ -100,7 +108,7 @@ def draw_draws(tables: Tables) -> list[Drawing]:
     accepted = "; ".join(
         f"{100 * rate:.0f} % at a = {a:g}" for a, rate in zip(first["tilt"], first["acceptance"], strict=True)
     )
-    sample = f"Half the absolute differences summed, exact, {at}. Candidates are a sample. Moves that are accepted: {accepted}."
+    sample = f"Half the absolute differences summed, exact, {at}. Of at most 1,000 images. Moves that are accepted: {accepted}."
     return [
         *drawing(variance, f"Importance weighted estimates of the sum over all candidates. {drawn}", table),
         *drawing(false, "Expected share of draws that are of the query's class: what the tilt costs.", table),

@@ -20,7 +20,7 @@ from contrastneg.randomness import generator
 
 AT_A_TIME = 64  # images whose views are made together
 LABELS, CLASSES, CHECKPOINTS, COLUMNS = "labels", "classes", "several checkpoints", "columns"
-HIERARCHY = "columns of kin classes"
+HIERARCHY = "columns of superclasses"
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,16 @@ class Material:
 
     @property
     def kin(self) -> list[str]:
-        """Columns in which all images of a class share a value and classes share values, those of fewest values first."""
+        """Columns in which all images of a class share a value and classes share values, each with groups within those before."""
         if self.labels is None:
             return []
         codes = {name: group_codes(column) for name, column in self.columns.items()}
         values = {name: len(code.unique()) for name, code in codes.items() if joins_classes(code, self.labels)}
-        return sorted(values, key=lambda name: values[name])
+        nested: list[str] = []
+        for name in sorted(values, key=lambda name: values[name]):
+            if all(lies_within(codes[name], codes[wider]) for wider in nested):
+                nested.append(name)
+        return nested
 
     def asking(self, most: int) -> dict[str, Any]:
         """The same of measures that ask at most so many."""
@@ -121,6 +125,11 @@ class Material:
             HIERARCHY: bool(self.kin),
         }
         return [need for need in sorted(needs) if not there[need]]
+
+
+def lies_within(group: Int64[Tensor, " N"], wider: Int64[Tensor, " N"]) -> bool:
+    """Whether all images of a group are of one wider group."""
+    return len(torch.stack([group, wider]).unique(dim=1)[0]) == len(group.unique())
 
 
 def joins_classes(code: Int64[Tensor, " N"], label: Int64[Tensor, " N"]) -> bool:

@@ -113,7 +113,7 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
     further = rows_where(priors, priors["class_prior"].notna())
     tables: list[pd.DataFrame] = [share, further]
     found = {"negative_terms": pd.concat(tables, ignore_index=True)}
-    if len(laws.sizes(material.labels).unique()) > 1:
+    if laws.uneven(material.labels):
         found["negative_terms_by_size"] = analysis.negative_terms(
             *told, temperature=material.temperature, clusters=material.estimate, size_groups=SIZE_GROUPS, **asked
         )
@@ -147,7 +147,7 @@ def measure_hubs(material: Material) -> dict[str, pd.DataFrame]:
 def measure_popularity(material: Material) -> dict[str, pd.DataFrame]:
     """Whether images of large classes, and of large clusters, are nearer to everything."""
     tables = [analysis.popularity(material.embeddings, material.estimate).assign(size="clusters")]
-    if material.labels is not None and len(laws.sizes(material.labels[material.labels >= 0]).unique()) > 1:
+    if material.labels is not None and laws.uneven(material.labels):
         tables.insert(0, analysis.popularity(material.embeddings, material.labels).assign(size="classes"))
     return {"popularity": pd.concat(tables, ignore_index=True)}
 

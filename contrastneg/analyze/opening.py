@@ -35,15 +35,15 @@ def others_of(config: Analyze, subject: Subject, layer: Layer) -> list[Subject]:
     Raises:
         ValueError: One cannot be opened, or has not the layer.
     """
-    settings, found = replace(config, layer=layer), []
+    settings, found, seen = replace(config, layer=layer), [], {weights_of(subject.network)}
     for address in config.checkpoints:
         paths = checkpoints_in(path_of(address))
         for place in paths or [address]:
             other = subject_of(settings, str(place))[0]
             weights = weights_of(other.network)
-            # best.ckpt is often last.ckpt, and that what is looked at
-            if not paths or all(weights != weights_of(one.network) for one in (subject, *found)):
+            if not paths or weights not in seen:  # best.ckpt is often last.ckpt, and that what is looked at
                 found.append(other)
+            seen.add(weights)
     return found
 
 

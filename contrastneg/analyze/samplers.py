@@ -17,7 +17,7 @@ from contrastneg.analyze.tables import Tables, rows_where
 from contrastneg.checks import refusal
 from contrastneg.commandline import read_yaml
 from contrastneg.mistakes import explain
-from contrastneg.negatives import Stage
+from contrastneg.negatives import Stage, check_pipeline
 from contrastneg.report.plots import value_text
 from contrastneg.report.tableplots import curves, dots
 from contrastneg.writing import printable
@@ -91,7 +91,9 @@ def built(place: str, stages: Any) -> list[Stage]:
     try:
         parser.parse_object({"method": method})
         parsed = parser.parse_object({"stages": stages})
-        return parser.instantiate(parsed).stages
+        made = parser.instantiate(parsed).stages
+        check_pipeline(made, {"id", "queue"})
+        return made
     except ArgumentError as error:
         raise ValueError(f"{place}: {explain(str(error), parser)}") from error
     except ValueError as error:
@@ -101,10 +103,9 @@ def built(place: str, stages: Any) -> list[Stage]:
 def measure_samplers(material: Material) -> dict[str, pd.DataFrame]:
     """A card for each sampler, and how far they keep the same images."""
     labelled, count = material.labels is not None, min(CANDIDATES, len(material.embeddings) - 1)
-    samplers = {
-        **analysis.usual_samplers(count, material.clusters, labels=labelled),
-        **{printable(name): stages for name, stages in material.samplers.items()},
-    }
+    usual = analysis.usual_samplers(count, material.clusters, labels=labelled)
+    given = {printable(name): stages for name, stages in material.samplers.items()}
+    samplers = usual | {f"{name} (given)" if name in usual else name: stages for name, stages in given.items()}
     told = (material.embeddings, material.positives, samplers, material.labels)
     settings = {"columns": material.columns, "temperature": material.temperature, "candidates": CANDIDATES}
     return {
@@ -126,8 +127,8 @@ def draw_samplers(tables: Tables) -> list[Drawing]:
             "Made: candidates without an image behind them. Same class: share of the kept images that are of the query's class. "
             f"False, hard kept: share of the candidates of the query's class, and of the hardest {hard} of other classes, that is kept. "
             "Mean rank: share of the candidates that are more similar, 50 % is no choice. Effective: e to the entropy of the gradient's "
-            "shares. Distinct: images among 1,000 draws. Time on this machine, of the stages alone. Memories are full, graphs and clusters "
-            f"are of these embeddings, what learns from steps is untrained; * uses labels. {against}",
+            "shares. Distinct: images among 1,000 draws. Time on this machine, of the stages alone. Memories hold all images, "
+            f"graphs and clusters are of these embeddings, and stages that learn while training are as they begin; * uses labels. {against}",
             cards,
         ),
         *drawing(

@@ -121,7 +121,8 @@ SECTIONS: dict[str, Section] = {
         measures.measure_detectors,
         charts.of_detectors,
         "Precision and recall of what a detector finds, against the labels, which it does not see; hard lost: share of the "
-        "hardest 5 % of other classes that is lost with it.",
+        "hardest 5 % of other classes that is lost with it. Mutual neighbours are looked for "
+        f"among at most {laws.IN_GRAPH:,} images.",
         frozenset({LABELS}),
     ),
     "samplers": Section(
@@ -177,7 +178,7 @@ SECTIONS: dict[str, Section] = {
         frozenset({COLUMNS}),
     ),
     "hierarchy": Section(
-        "Kin classes",
+        "Class hierarchy",
         columns.measure_hierarchy,
         columns.draw_hierarchy,
         "How near the classes of true negatives are to the query's, where columns of metadata tell which classes are kin, by hardness "

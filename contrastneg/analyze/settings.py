@@ -89,6 +89,8 @@ class Analyze:
         if unknown or not self.sections:
             met = f"holds {unknown[0]!r}" if unknown else "is empty"
             raise WrongSetting(self, "sections", f"{met}: choose from {', '.join(SECTIONS)}, or all")
+        if self.samplers and "samplers" not in self.asked:
+            raise WrongSetting(self, "samplers", "are given but sections has no samplers: add it, or leave them out")
 
     @property
     def asked(self) -> tuple[str, ...]:

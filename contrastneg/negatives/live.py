@@ -1,9 +1,8 @@
 """How hard the candidates are that the loss of a step sees, by the definitions of :mod:`contrastneg.analysis`.
 
 Measured at the steps that are logged, on the first queries of the step, so that it costs little: at 65,536 keys the 32 queries
-of :data:`ROWS`, of shorter tables as many as have :data:`CELLS` cosines. With 256 images a step, a quarter-width ResNet-9 and
-4,096 keys on one CPU thread, a logged step takes 2 to 3 % longer, so that at every tenth step the run takes 0.2 to 0.3 % longer. No random
-number is drawn and nothing that the loss sees is changed.
+of :data:`ROWS`, of shorter tables as many as have :data:`CELLS` cosines. No random number is drawn and nothing that the loss
+sees is changed.
 """
 
 import torch
@@ -68,7 +67,8 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
     into three bins, ``hardest`` the first 0.1 % (rounded up), ``hard`` those to 5 %, and the ``rest``:
 
     ===================== =========================================================================================
-    gradient_BIN          :math:`\sum_{j \in \text{BIN}} r_{ij}`, see :func:`contrastneg.analysis.gradient_shares`
+    gradient_BIN          :math:`\sum_{j \in \text{BIN}} r_{ij}`, the share of InfoNCE's gradient on negatives whatever the
+                          loss of the run, see :func:`contrastneg.analysis.gradient_shares`
     effective             :math:`e^{H(r_i)}`, see :func:`contrastneg.analysis.effective_negatives`
     same_class_BIN        share of the bin that is of the query's class: ``rate`` of :func:`contrastneg.analysis.hardness_bins`
     false_mass            :math:`\sum_{j \text{ of the class}} r_{ij}`, see :func:`contrastneg.analysis.negative_counts`
@@ -92,8 +92,8 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
     most = int(ends_of_bins(torch.tensor([similarity.shape[1]]))[0, -2])
     ranked, order = similarity.masked_fill(~repelled, -torch.inf).topk(most, dim=1)
     logits = similarity / temperature + negatives.log_weight.detach()
-    law = logits.masked_fill(~repelled, -torch.inf).softmax(dim=1).nan_to_num()  # of no negatives it is NaN
     some = repelled.any(dim=1)
+    law = torch.where(some[:, None], logits.masked_fill(~repelled, -torch.inf).softmax(dim=1), 0)
 
     def over_queries(values: Float[Tensor, " B"], counted: Bool[Tensor, " B"] = some) -> tuple[Tensor, Tensor]:
         return torch.where(counted, values, 0).sum(), counted.sum()  # no choice of rows: that would wait for the device
@@ -108,7 +108,7 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
         "negative_mean": over_queries((similarity * repelled).sum(dim=1) / ends[:, -1]),
         "effective": over_queries(torch.special.entr(law).sum(dim=1).exp()),
     }
-    for name, share in zip(BINS, sums_by_bin(law, order, ends).unbind(dim=1), strict=True):
+    for name, share in zip(BINS, sums_of_bins(law, order, ends).unbind(dim=1), strict=True):
         found[f"gradient_{name}"] = over_queries(share)
     own = negatives.positive_similarity.detach()
     for name, share in POSITIVES.items():
@@ -118,8 +118,8 @@ def hardness_ratios(negatives: Negatives, temperature: float, label_table: Int64
         known = (label >= 0) & repelled
         same = known & (label == asked[:, None])
         found["false_mass"] = over_queries((law * same).sum(dim=1), some & (asked >= 0))
-        counts = sums_by_bin(known.float(), order, ends)
-        rates = sums_by_bin(same.float(), order, ends) / counts
+        counts = sums_of_bins(known.float(), order, ends)
+        rates = sums_of_bins(same.float(), order, ends) / counts
         for place, name in enumerate(BINS):
             found[f"same_class_{name}"] = over_queries(rates[:, place], (counts[:, place] > 0) & (asked >= 0))
     return found
@@ -130,7 +130,7 @@ def ends_of_bins(size: Int64[Tensor, " B"]) -> Int64[Tensor, "B bins"]:
     return torch.stack([*(-(-size // round(1 / edge)) for edge in EDGES), size], dim=1)
 
 
-def sums_by_bin(
+def sums_of_bins(
     values: Float[Tensor, "B M"], order: Int64[Tensor, "B R"], ends: Int64[Tensor, "B bins"]
 ) -> Float[Tensor, "B bins"]:
     """Sum of each row over each bin.

@@ -144,8 +144,7 @@ class Record:
     """What the stages of one step did to its table and the loss made of it, left on the device.
 
     Every number is a ratio of two sums over the queries of this process, so that :meth:`reduced` can be exact on several.
-    Made at the steps that are logged only: whole tables are looked at after each stage. Two stages over 256 x 4,096 candidates
-    beside a quarter-width ResNet-9 on one CPU thread make such a step a fifth longer, and a run that logs each tenth 2 %.
+    Made at the steps that are logged only, because whole tables are looked at after each stage.
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for these numbers only.

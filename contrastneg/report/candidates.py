@@ -113,7 +113,7 @@ HARDNESS = (
     ),
     (
         Measure(
-            "Negatives that share the gradient",
+            "Effective number by softmax",
             "per query",
             "effective number: e to the entropy of the softmax over the negatives at the loss's temperature, weights included",
         ),
@@ -121,9 +121,10 @@ HARDNESS = (
     ),
     (
         Measure(
-            "Share of the gradient",
+            "Share of InfoNCE's gradient",
             "%",
-            "of the gradient on negatives, by rank of the negative: the hardest 0.1 %, those to 5 %, and the rest",
+            "softmax over the negatives, weights included, which is their share of InfoNCE's gradient (other losses share it out "
+            "otherwise), by rank: the hardest 0.1 %, those to 5 %, and the rest",
             100.0,
         ),
         {f"gradient_{name}": label for name, label in BIN_NAMES.items()},
@@ -139,9 +140,9 @@ HARDNESS = (
     ),
     (
         Measure(
-            "Gradient on false negatives",
+            "InfoNCE's gradient on false negatives",
             "%",
-            "share of the gradient on negatives that falls on those of the query's true class",
+            "share of the softmax over the negatives, weights included, that falls on those of the query's true class",
             100.0,
         ),
         {"false_mass": "on false negatives"},

@@ -130,7 +130,8 @@ def evaluations(folders: Sequence[Path]) -> tuple[list[ComparedSet], list[str]]:
     try:
         return compared_sets(compare(evaluated)), []
     except (ValueError, KeyError) as error:
-        return [], [f"Evaluations are not compared: {error}."]
+        told = f"a record has no {error}" if isinstance(error, KeyError) else error
+        return [], [f"Evaluations are not compared: {told}."]
 
 
 def notes_of(runs: Sequence[Run]) -> list[str]:

@@ -17,7 +17,13 @@ def test_columns_that_join_whole_classes_make_a_hierarchy_the_coarsest_first():
     told = material(columns={**each, "finer": finer, "kin": kin})
     assert told.kin == ["kin", "finer"]
     assert not told.lacks(frozenset({HIERARCHY}))
-    assert material(columns=each).lacks(frozenset({HIERARCHY})) == ["columns of kin classes"]
+    assert material(columns=each).lacks(frozenset({HIERARCHY})) == ["columns of superclasses"]
+
+
+def test_columns_that_cross_are_no_levels_of_one_hierarchy():
+    _, label, _ = cloud(classes=4)
+    told = material(columns={"colour": label // 2, "shape": label % 2})
+    assert told.kin == ["colour"]
 
 
 def test_relatedness_is_that_of_the_paths_through_these_columns():

@@ -34,11 +34,13 @@ def test_each_encoder_is_measured_by_itself(two):
 
 
 def test_the_verdict_on_scores_that_vary_is_that_of_the_table(two):
-    from contrastneg.analyze.courses import draw_variance, measure_variance
+    from contrastneg.analyze.courses import draw_variance, measure_variance, verdict
 
     tables = measure_variance(two)
     claim, deviations = draw_variance(tables)
-    assert "Here it is not borne out. 2 encoders" in claim.caption
+    assert "Here it is not shown: the interval is " in claim.caption
+    unmeasured = pd.Series({"auc": float("nan"), "auc_se": float("nan"), "supported": False})
+    assert verdict(unmeasured) == "Here it could not be measured."
     for supported in (True, False):
         table = tables["score_variance_claim"].assign(supported=supported)
         caption = draw_variance({**tables, "score_variance_claim": table})[0].caption

@@ -37,9 +37,7 @@ def test_large_graphs_are_those_of_a_sample_and_captions_say_so(monkeypatch):
     monkeypatch.setattr(laws, "IN_GRAPH", 30)
     tables = laws.measure_graph(told)
     assert set(tables["same_class_by_hop"]["images"]) == {30}
-    assert all(
-        "n: all 30 images are queries, all these a sample of 40" in drawn.caption for drawn in laws.draw_graph(tables)
-    )
+    assert all("n: all 30 images are queries, drawn from 40" in drawn.caption for drawn in laws.draw_graph(tables))
     assert "in-degree" not in set(laws.measure_exponents(told)["exponent_sweep"]["popularity"])
 
 

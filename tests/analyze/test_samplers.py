@@ -68,6 +68,22 @@ def test_a_name_that_stands_twice_is_refused(tmp_path):
         samplers_of(files)
 
 
+def test_stages_that_cannot_follow_each_other_are_refused_before_anything_is_measured(tmp_path):
+    from contrastneg.analyze.samplers import samplers_of
+
+    with pytest.raises(ValueError, match=r"lists.yaml: turned: .*HardestSubset \(select\) stands after"):
+        samplers_of([written(tmp_path / "lists.yaml", "turned: [MoCHi, HardestSubset]")])
+
+
+def test_a_sampler_of_ones_own_leaves_the_usual_one_of_its_name_in_place():
+    from contrastneg.analyze.samplers import measure_samplers
+    from contrastneg.negatives import HardestSubset
+
+    cards = measure_samplers(material(samplers={"uniform": [HardestSubset(5)]}))["sampler_cards"].set_index("sampler")
+    assert cards["kept"]["uniform (given)"] == 5
+    assert cards["rank_share"]["uniform"] > 2 * cards["rank_share"]["uniform (given)"]
+
+
 def test_own_samplers_stand_beside_the_usual_ones_and_cards_are_those_of_the_measure(tmp_path):
     from contrastneg.analysis import sampler_cards, usual_samplers
     from contrastneg.analyze.samplers import draw_samplers, measure_samplers, samplers_of

@@ -1,6 +1,7 @@
 """How hard the negatives of a step are: by loops in float64, as in the analysis, and at no change of the loss."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,9 @@ def edited(name):
     """Tables with unknown classes, removed candidates, weights, mixes, positives among the candidates, an empty row."""
     negatives, label = table()
     label = torch.where(torch.arange(40) % 6 == 0, -1, label)
+    if name == "weighted":
+        draws = torch.randn(40, 40, generator=torch.Generator().manual_seed(1))
+        return replace(negatives, log_weight=draws), label
     if name == "removed":
         gone = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)) < 0.3
         gone[3] = True
@@ -97,7 +101,7 @@ def edited(name):
     return negatives.attracting(negatives.similarity > 0.8), label
 
 
-@pytest.mark.parametrize("name", ["removed", "mixed", "attracted"])
+@pytest.mark.parametrize("name", ["removed", "weighted", "mixed", "attracted"])
 def test_measures_are_those_of_a_loop_over_queries_in_float64(name):
     negatives, label = edited(name)
     found, expected = numbers(negatives, label), oracle(negatives, label)

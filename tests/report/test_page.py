@@ -479,8 +479,8 @@ def test_hardness_has_a_chart_a_measure_and_a_run_without_labels_none_of_classes
     assert [line.label for line in cosines.lines] == list(HARDNESS[0][1].values())
     assert cosines.legend
     assert len({line.style for line in cosines.lines}) == 4
-    assert not charts["Negatives that share the gradient"].legend
-    assert "(on false negatives): from 1,425 to 1,450 %" in charts["Gradient on false negatives"].description
+    assert not charts["Effective number by softmax"].legend
+    assert "(on false negatives): from 1,425 to 1,450 %" in charts["InfoNCE's gradient on false negatives"].description
     unlabelled = {name: column for name, column in metrics.items() if "class" not in name and "false" not in name}
     fewer = [chart.title for chart, _ in hardness_charts(unlabelled)]
-    assert set(charts) - set(fewer) == {"Same class by hardness", "Gradient on false negatives"}
+    assert set(charts) - set(fewer) == {"Same class by hardness", "InfoNCE's gradient on false negatives"}

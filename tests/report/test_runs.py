@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from browser import chromium, opened
+
+from contrastneg.evaluate.results import Evaluation, Score, write_evaluation
+from contrastneg.report.runs import evaluations
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -84,7 +88,7 @@ def test_every_curve_has_a_line_a_run_and_tables_tell_scores_and_what_differs(ru
                 "Loss (nats)": ["1", "2", "3"],
                 "Same class among the candidates (%)": ["1", "2"],
                 "Precision of what is found: SameCluster (%)": ["2", "3"],
-                "Negatives that share the gradient (per query)": ["1", "2"],
+                "Effective number by softmax (per query)": ["1", "2"],
                 "Same class by hardness: hardest 0.1 % (%)": ["1", "2"],
             }
             texts = page.evaluate(
@@ -154,27 +158,30 @@ def test_the_verb_writes_one_page_of_several_runs_where_it_is_told(runs, tmp_pat
         assert told in capsys.readouterr().err
 
 
-def test_two_runs_that_were_evaluated_on_one_set_are_compared_and_it_is_told_where_that_fails(
-    runs, tmp_path, monkeypatch
-):
-    from contrastneg.evaluate.comparison import Comparison, Row
-    from contrastneg.evaluate.results import Score
-    from contrastneg.report import runs as module
+def evaluated(run, name, right):
+    context = {
+        "encoder": name, "layer": "backbone", "data": "shapes", "bank": 10, "queries": len(right),
+        "weights": name, "queries_fingerprint": "q", "bank_fingerprint": "b", "precision": "float32",
+    }  # fmt: skip
+    scores = [Score("encoder", "knn", "top-1", 100 * right.mean(), len(right))]
+    write_evaluation(run / "evaluation" / "shapes", Evaluation(context, scores, [], {"encoder/knn top-1": right}))
 
-    assert "Evaluation" not in page_of(runs, tmp_path).read_text()
+
+def test_two_runs_that_were_evaluated_on_one_set_are_compared_on_the_page(runs, tmp_path):
+    right = np.arange(200) % 2 == 0
+    evaluated(runs[0], "plain", right)
+    evaluated(runs[1], "both", right | (np.arange(200) < 40))
+    [compared], notes = evaluations(runs)
+    assert notes == []
+    assert (compared.names, compared.rows[0][2][0]) == (["plain", "both"], "50.0")
+    assert compared.rows[0][2][1] in page_of(runs, tmp_path).read_text().replace("&#39;", "'")
+
+
+def test_evaluations_that_cannot_be_read_are_told(runs):
+    assert evaluations(runs) == ([], [])
     for run in runs[:2]:
         (run / "evaluation" / "shapes").mkdir(parents=True)
         (run / "evaluation" / "shapes" / "summary.json").write_text("{}")
-    assert "<li>Evaluations are not compared: " in page_of(runs, tmp_path).read_text()
-
-    def compared(folders):
-        names = [folder.name for folder in folders]
-        scores = [Score("encoder", "knn", "top-1", v, 100, low=v - 2, high=v + 2) for v in (60.0, 70.0)]
-        return [Comparison("shapes", names, [Row("knn", "top-1", "%", scores, [None, None])], ["a note"])]
-
-    monkeypatch.setattr(module, "compare", compared)
-    section = (
-        page_of(runs, tmp_path).read_text().partition("<h2>Evaluation on shapes</h2>")[2].partition("</section>")[0]
-    )
-    assert "<b>Note</b>: a note." in section
-    assert 'aria-label="knn, top-1 (%): plain: 60.0 [58.0, 62.0] %; both: 70.0 [68.0, 72.0] %"' in section
+    compared, [note] = evaluations(runs)
+    assert compared == []
+    assert note.startswith("Evaluations are not compared: ")
