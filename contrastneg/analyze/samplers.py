@@ -128,7 +128,7 @@ def draw_samplers(tables: Tables) -> list[Drawing]:
             f"False, hard kept: share of the candidates of the query's class, and of the hardest {hard} of other classes, that is kept. "
             "Mean rank: share of the candidates that are more similar, 50 % is no choice. Effective: e to the entropy of the gradient's "
             "shares. Distinct: images among 1,000 draws. Time on this machine, of the stages alone. Memories hold all images, "
-            f"graphs and clusters are of these embeddings, and stages that learn while training are as they begin; * uses labels. {against}",
+            f"graphs and clusters are of these embeddings, stages that learn in training as they begin; * uses labels. {against}",
             cards,
         ),
         *drawing(
