@@ -213,7 +213,8 @@ def _is_of(setting: Any, kind: Any) -> bool:
     if origin in (list, tuple):
         if not isinstance(setting, Collection) or isinstance(setting, (str, Mapping)):
             return False
-        return _length(kind) in (None, len(setting)) and all(_is_of(part, get_args(kind)[0]) for part in setting)
+        parts = get_args(kind)[:1] * len(setting) if _length(kind) is None else get_args(kind)
+        return len(parts) == len(setting) and all(map(_is_of, setting, parts))
     if kind in (int, float):
         return isinstance(setting, Integral if kind is int else Real) and not isinstance(setting, bool)
     if not isinstance(kind, type):
