@@ -87,6 +87,7 @@ def page_of_class(kind: type, setting: str) -> str:
         if issubclass(kind, tuple(NAMED_BY_CLASS))
         else ""
     )
+    read_help_texts(["--help"])
     parser = parser_of_verb("pretrain", first_paragraph(kind), f"[DATA] {chosen}[--{setting}.NAME VALUE ...]")
     parser.add_class_arguments(kind, setting, as_group=False)
     return parser.format_help()

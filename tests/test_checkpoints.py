@@ -65,7 +65,7 @@ def test_the_encoder_of_a_card_scores_about_what_the_card_tells(name, tenth_of_c
 
     monkeypatch.chdir(ROOT)
     card = json.loads((ROOT / "checkpoints" / f"{name}.json").read_text())
-    told = {s["features"]: s["percent"] for s in card["scores"] if (s["protocol"], s["metric"]) == ("kNN", "top-1")}
+    told = {s["features"]: s["percent"] for s in card["scores"] if (s["protocol"], s["metric"]) == ("knn", "top-1")}
     settings = Evaluate(
         encoder=f"checkpoints/{name}",
         data=str(tenth_of_cifar10),
@@ -74,5 +74,6 @@ def test_the_encoder_of_a_card_scores_about_what_the_card_tells(name, tenth_of_c
         out=tmp_path,
     )
     [(_, found)] = evaluate(settings)
+    [score] = [score for score in found.scores if score.headline and score.metric == "top-1"]
     # a tenth of the images: a little below the card, and still above what the card tells of untrained features
-    assert max(told["raw pixels"], told["random encoder"]) + 5 < found.scores[0].value < told["encoder"] + 4
+    assert max(told["raw pixels"], told["random encoder"]) + 3 < score.value < told["encoder"] + 4

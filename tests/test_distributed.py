@@ -201,6 +201,7 @@ FURTHER = {
 }
 WRONG = ("detached gather", "no gather", "whole loss on every rank")
 SHARES = {"even": (4, 4), "uneven": (4, 3)}
+QUANTILES = {f"hardness/positive_{name}" for name in ("low", "median", "high")}  # means of those of each rank
 
 
 def local_rows(shares, rank):
@@ -296,13 +297,18 @@ def test_what_a_stage_or_a_loss_remembers_is_identical_on_both_ranks_and_that_of
 def test_a_logged_step_tells_loss_accuracy_and_candidates_of_all_ranks(ranks, case, shares):
     expected = two_steps(case.removesuffix("_shuffle"), sum(SHARES[shares]))["logged"]
     names = {"train/loss", "train/accuracy", "train/lr", "candidates/same_class"}
-    names |= (
-        {"candidates/own", "candidates/queue_fill"} if "queue_size" in CASES[case][1] and "v3" not in case else set()
-    )
+    if "queue_size" in CASES[case][1] and "v3" not in case:
+        names |= {"candidates/own", "candidates/queue_age", "candidates/queue_fill"}
     names |= {"train/momentum"} if CASES[case][0] == "MoCo" else set()
-    assert expected.keys() == names
+    assert {name for name in expected if not name.startswith("hardness/")} == names
+    assert {"hardness/effective", "hardness/gradient_rest", *QUANTILES} <= expected.keys()
     for rank in ranks:
-        assert rank[f"{case}-{shares}"]["logged"] == pytest.approx(expected, abs=1e-9)
+        logged = rank[f"{case}-{shares}"]["logged"]
+        assert logged.keys() == expected.keys()
+        for name in expected.keys() - QUANTILES:
+            assert logged[name] == pytest.approx(
+                expected[name], abs=1e-6 if "hardness" in name else 1e-9, nan_ok=True
+            ), name
 
 
 @pytest.mark.parametrize("shares", SHARES)
