@@ -42,7 +42,7 @@ class StartCard(Callback):
         global_batch = config.batch_size * device.world_size
         rows = [
             ("images", "\n".join(self.opened.lines)),
-            ("scores", scores_line(self.opened)),
+            ("scores", scores_line(self.opened, self.config)),
             ("views", "\n".join(describe(config.views))),
             ("method", method_line(pl_module, global_batch)),
             *image_rows(pl_module, config),
@@ -59,8 +59,10 @@ class StartCard(Callback):
         self.output.print(start_card("contrastneg pretrain", rows, self.notes))
 
 
-def scores_line(opened: OpenedData) -> str:
+def scores_line(opened: OpenedData, config: Pretrain) -> str:
     """What kNN and linear classifiers will learn from, and what they will be asked about."""
+    if not (config.final_scores or config.knn_every or config.probe):
+        return "none: final_scores, knn_every and probe are off"
     if opened.bank is None or opened.queries is None:
         return "none: there is no labelled image to ask about"
     learned, asked = (count_of(len(images), "labelled image") for images in (opened.bank, opened.queries))

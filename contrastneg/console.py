@@ -327,8 +327,9 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
         ("epoch/own", "own", "{:.2g}".format),
         ("epoch/same_class", "same class", percent),
     )
-    if trainer.current_epoch > 0 and logged["candidates/empty_rows"] > 0:  # at first an empty queue is no news
-        parts.append(f"[yellow]{100 * logged['candidates/empty_rows']:.2g} % of queries had no candidate left[/]")
+    empty = float(logged["candidates/empty_rows"])
+    if empty == 1 or (trainer.current_epoch > 0 and empty > 0):  # at first an empty queue is no news
+        parts.append(f"[yellow]{percent(100 * empty)} % of queries had no candidate left[/]")
     parts += [f"{word} {text(100 * logged[name])} %" for name, word, text in shown if name in logged]
     return "  ".join(parts)
 

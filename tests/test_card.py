@@ -1,6 +1,7 @@
 """What the start card says of a run before it runs."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -177,17 +178,21 @@ def test_a_support_queue_that_the_run_never_fills_is_told(name, views):
 
 
 def test_what_is_scored_and_on_what_is_said_in_plain_words():
+    import contrastneg
     from contrastneg.card import scores_line
     from contrastneg.data.opening import OpenedData
     from contrastneg.data.shapes import shapes
 
     bank, queries = shapes("train").subset(torch.arange(20)), shapes("test").subset(torch.arange(1))
-    line = scores_line(OpenedData(bank, bank, queries, "memory", [], [], []))
+    config = contrastneg.Pretrain(method=contrastneg.SimCLR(**small()))
+    line = scores_line(OpenedData(bank, bank, queries, "memory", [], [], []), config)
     assert "learn from 20 labelled images and are asked about 1 labelled image" in line
     assert (
-        scores_line(OpenedData(bank, None, None, "memory", [], [], []))
+        scores_line(OpenedData(bank, None, None, "memory", [], [], []), config)
         == "none: there is no labelled image to ask about"
     )
+    off = replace(config, final_scores=False, knn_every=0, probe=False)
+    assert scores_line(OpenedData(bank, bank, queries, "memory", [], [], []), off).startswith("none: final_scores, knn")
 
 
 def test_what_changes_images_and_batches_is_on_the_card_and_told_where_it_can_do_nothing():

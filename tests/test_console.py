@@ -132,6 +132,25 @@ def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_
         assert printed.count(before) == (1 if stages else 0)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "empty", "words"), [(0, 1.0, "100.0 % of queries"), (0, 0.5, ""), (1, 0.5, "50.0 % of queries")]
+)
+def test_queries_without_candidates_are_told_unless_the_queue_was_empty_at_first(capsys, epoch, empty, words):
+    from contrastneg import Backbone, Head, MoCo
+    from contrastneg.console import EpochLine, Output, RunProgress
+
+    means = {"epoch/loss": 1.5, "epoch/accuracy": 0.5, "candidates/empty_rows": empty}
+    metrics = {name: torch.tensor(number) for name, number in means.items()}
+    trainer = MagicMock(
+        spec=Trainer, is_global_zero=True, current_epoch=epoch, max_epochs=2, max_steps=-1, callback_metrics=metrics
+    )
+    method = MoCo(Backbone(name="resnet9", width=0.125), Head(out=4), queue_size=8)
+    EpochLine(Output(), RunProgress(Output(), bar=False)).on_train_epoch_end(trainer, method)
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert ("had no candidate left" in printed) == bool(words)
+
+
 @pytest.mark.parametrize(("max_steps", "last"), [(-1, 100), (3, 1), (4, 2), (10_000, 100)])
 def test_a_run_that_steps_end_counts_the_epochs_that_it_begins(max_steps, last):
     from contrastneg.console import last_epoch

@@ -38,6 +38,8 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
     furthest, before, source = 0, "", ""
     for number, stage in enumerate(stages):
         name = named(number, stage)
+        if (kind := getattr(stage, "kind", None)) not in KINDS:
+            raise ValueError(f"{name} has kind {kind!r}: give its class one of {', '.join(KINDS)}")
         place = KINDS.index(stage.kind)
         if place < furthest:
             raise ValueError(
@@ -371,11 +373,17 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
         stages: The stages in order.
         clock: Where the run stands.
         record: Is told of the table before the first stage and after each.
+
+    Raises:
+        ValueError: A stage returns something else than a table.
     """
     if record is not None and stages:
         record.note("all", negatives)
     for place, stage in enumerate(stages):
         before, negatives = negatives, stage(negatives, replace(clock, stage=place))
+        if not isinstance(negatives, Negatives):
+            returned = "nothing" if negatives is None else f"a {type(negatives).__name__}"
+            raise ValueError(f"{named(place, stage)} returned {returned}: a stage returns the table that it made")
         if record is not None:
             name = f"{place + 1}_{type(stage).__name__}"
             record.note(name, negatives)

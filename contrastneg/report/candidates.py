@@ -41,8 +41,8 @@ MEASURES = {
     "same_class": Measure(
         "Same class among the candidates",
         "%",
-        "share of the negatives' weight that lies on candidates of the query's true class, which are false negatives; those that "
-        "stages attract as positives are no negatives",
+        "share of the weight of negatives of known class that lies on those of the query's true class, which are false negatives; "
+        "mixes and other made ones have no class, and those that stages attract as positives are no negatives",
         100.0,
     ),
     "found": Measure(
@@ -142,7 +142,7 @@ HARDNESS = (
         Measure(
             "InfoNCE's gradient on false negatives",
             "%",
-            "share of the softmax over the negatives, weights included, that falls on those of the query's true class",
+            "share of the softmax over all negatives, weights and made ones included, that falls on those of the query's true class",
             100.0,
         ),
         {"false_mass": "on false negatives"},

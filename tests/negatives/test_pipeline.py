@@ -16,6 +16,7 @@ from contrastneg.negatives import (
     Stage,
     StageWithState,
     UniformSubset,
+    check_pipeline,
     run_stages,
 )
 
@@ -225,3 +226,22 @@ def test_the_record_counts_attracted_candidates_no_more_than_removed_ones():
     assert numbers["attract"]["negatives/1_OracleSameLabel/kept"] == 30  # of 39, 9 of the query's class
     assert numbers["attract"]["negatives/1_OracleSameLabel/same_class"] == 0
     assert numbers["attract"]["negatives/1_OracleSameLabel/found"] == 9
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [({"kind": "elimnate"}, "kind 'elimnate': give its class one of source"), ({}, "kind None: give its class")],
+)
+def test_a_stage_of_ones_own_without_a_kind_that_there_is_is_told_what_to_give(body, words):
+    mine = type("Mine", (Stage,), {**body, "__call__": lambda self, negatives, clock: negatives})
+    with pytest.raises(ValueError, match=rf"method.stages\[0\] Mine has {words}"):
+        check_pipeline([mine()], {"id"})
+
+
+@pytest.mark.parametrize(("found", "words"), [(None, "nothing"), (torch.zeros(2), "a Tensor")])
+def test_a_stage_that_returns_no_table_is_named(found, words):
+    mine = type("Mine", (Stage,), {"kind": "eliminate", "__call__": lambda self, negatives, clock: found})
+    x = torch.nn.functional.normalize(torch.ones(2, 3), dim=1)
+    table = Negatives.of(x, x, x, query_id=torch.arange(2), key_id=torch.arange(2, 4))
+    with pytest.raises(ValueError, match=rf"method.stages\[0\] Mine returned {words}: a stage returns the table"):
+        run_stages(table, [mine()], Clock(0, 1, 0.0, 0))
