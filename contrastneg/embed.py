@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contrastneg.config import plain
 from contrastneg.data.module import PretrainData
-from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
+from contrastneg.data.sources import ImageSet, NoSuchSplit, UnreadableImage, limit_images, open_source
 from contrastneg.evaluate.features import encode_set, finite_rows
 from contrastneg.subjects import Layer, Subject
 from contrastneg.writing import whole_file
@@ -153,7 +153,11 @@ def rows_of(
 ) -> Iterator[Rows]:
     """The embeddings of a split's readable images, a part at a time."""
     for wanted in chunks(source):
-        x, position = encode_set(encoder, loaded, "pretrain", device, only=wanted)
+        try:
+            x, position = encode_set(encoder, loaded, "pretrain", device, only=wanted)
+        except UnreadableImage as error:  # of a loader process it comes with that one's traceback
+            told = str(error).rstrip().rpartition("UnreadableImage: ")[2]
+            raise ValueError(f"{told}: repair or remove it, or pass --on-bad-image skip") from error
         if len(x):
             yield Rows(in_dtype(x, dtype, source, position), source, position)
 

@@ -176,9 +176,10 @@ def test_pictures_that_cannot_be_read_stop_or_are_left_out(folder, subject, tmp_
     shutil.copytree(folder, broken)
     bad = broken / "train" / "red" / "2.png"
     bad.write_bytes(b"no picture")
-    for name in ("x.parquet", "x.npz"):
-        with pytest.raises(ValueError, match=r"red/2\.png cannot be read"):
-            embed(subject, str(broken), tmp_path / name, workers=0)
+    for name, workers in (("x.parquet", 0), ("x.npz", 1)):
+        line = r"^\S*red/2\.png cannot be read.*: repair or remove it, or pass --on-bad-image skip$"
+        with pytest.raises(ValueError, match=line):
+            embed(subject, str(broken), tmp_path / name, workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
     for name in ("x.parquet", "x.npz"):
         done = embed(subject, str(broken), tmp_path / name, workers=0, on_bad_image="skip")

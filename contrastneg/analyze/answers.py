@@ -214,7 +214,7 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
             draft.sentences.append(
                 f"Removing by {name}: {draft.percent(f'precision, {name}', row, 'precision')} of the removed are false, "
                 f"{draft.percent(f'recall, {name}', row, 'recall')} of the false negatives go, and "
-                f"{draft.percent(f'hard lost, {name}', row, 'hard_lost')} of the true hard ones with them."
+                f"{draft.percent(f'hard lost, {name}', row, 'hard_lost')} of the hardest 5 % of other classes with them."
             )
     if "sampler_cards" in tables:
         table = tables["sampler_cards"]  # without labels nothing is known of what is false
@@ -222,9 +222,10 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
         keeping = ~table["oracle"] & (table["hard_kept"] >= KEEPING) & fewer
         for row in rows_where(table, keeping).nsmallest(1, "same_class").to_dict("records"):
             draft.sentences.append(
-                f"Of the samplers that keep at least {100 * KEEPING:g} % of the true hard negatives, {row['sampler']} has fewest false "
-                f"ones among what it keeps: {draft.percent('false, best sampler', row, 'same_class')}, of all candidates "
-                f"{100 * row['base_rate']:.3g} %; it keeps {draft.percent('hard kept, best sampler', row, 'hard_kept')} of the true hard."
+                f"Of the samplers that keep at least {100 * KEEPING:g} % of the hardest {100 * row['hard']:g} % of other classes, "
+                f"{row['sampler']} has fewest false ones among what it keeps: "
+                f"{draft.percent('false, best sampler', row, 'same_class')}, of all candidates "
+                f"{100 * row['base_rate']:.3g} %; it keeps {draft.percent('hard kept, best sampler', row, 'hard_kept')} of those hardest."
             )
 
 

@@ -147,7 +147,7 @@ class StreamedEvaluation(Dataset):
         except UnreadableImage as error:
             if not self.skip_bad:
                 raise
-            log.warning("%s; it is left out of the scores", error)
+            log.warning("%s; it is left out", error)
             return -1, torch.zeros(self.source.channels, self.views.size, self.views.size, dtype=torch.uint8)
 
 
