@@ -13,6 +13,7 @@ from contrastneg.analyze.tables import rows_where
 SIZE_GROUPS = 3  # of classes, where they differ in size
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
+MANY_IMAGES = 2**17  # beyond which images are not clustered into four times the clusters, too: that takes longer than all else
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 
@@ -123,11 +124,12 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
 def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:
     """Detectors of false negatives against the labels."""
     most = len(material.embeddings)
+    multiples = (1, 2, 4) if most <= MANY_IMAGES else (1, 2)
     table = analysis.false_negative_detectors(
         material.embeddings,
         material.labels,
         positives=material.positives,
-        clusters=[count for count in (material.clusters * times for times in (1, 2, 4)) if count <= most],
+        clusters=[count for count in (material.clusters * times for times in multiples) if count <= most],
         gaps=(0.0, 0.1),
         neighbours=(laws.NEIGHBOURS,) if laws.NEIGHBOURS < most <= laws.IN_GRAPH else (),
         columns=material.columns,
