@@ -163,7 +163,7 @@ def test_of_very_many_images_a_sample_is_fitted_to_and_all_are_assigned(backend,
     monkeypatch.setattr(pseudolabels, "MANY_ROWS", 400)
     monkeypatch.setattr(pseudolabels, "FEWER_PER_CLUSTER", 70)
     for n, k in ((400, 6), (600, 3), (600, 6)):
-        x, truth = blobs(n=n)
+        x, _ = blobs(n=n)
         found = pseudolabels.kmeans(x, k, seed=SEED)
         assert bool((found.label >= 0).all())
         assert found.label.tolist() == (x @ found.centroids.T).argmax(dim=1).tolist()

@@ -13,7 +13,9 @@ from contrastneg.analyze.tables import rows_where
 SIZE_GROUPS = 3  # of classes, where they differ in size
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
-MANY_IMAGES = 2**17  # beyond which images are not clustered into four times the clusters, too: that takes longer than all else
+MANY_IMAGES = (
+    2**17
+)  # beyond which images are not clustered into four times the clusters, too: that takes longer than all else
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 

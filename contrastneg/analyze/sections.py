@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from contrastneg.analyze import charts, columns, courses, laws, measures, samplers
+from contrastneg.analyze import charts, columns, courses, laws, layers, measures, samplers
 from contrastneg.analyze.charts import Drawing
-from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, Material
+from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, LAYERS, Material
 from contrastneg.analyze.tables import Tables
 
 
@@ -185,6 +185,14 @@ SECTIONS: dict[str, Section] = {
         "How near the classes of true negatives are to the query's, where columns of metadata tell which classes are kin, by hardness "
         "(arXiv:2010.06682).",
         frozenset({HIERARCHY}),
+    ),
+    "layers": Section(
+        "Backbone and projector",
+        layers.measure_layers,
+        layers.draw_layers,
+        "Key numbers of the sections above for either layer: same class by bin of the ranking, share of the gradient on the hardest 5 %, "
+        "the reconstruction K*, and one detector of each kind. All other sections are about the projector.",
+        frozenset({CLASSES, LAYERS}),
     ),
     "checkpoints": Section(
         "The same hard negatives in other encoders",
