@@ -136,6 +136,12 @@ def test_filters_leave_what_the_table_says(page, browser):
                         assert shown.locator("#nothing").is_visible() == (len(left) == 0)
 
 
+def test_the_record_names_samplers_and_encoders_that_were_given(page):
+    context = json.loads((page.parent / "analysis.json").read_text())["context"]
+    assert [name.rpartition("/")[2] for name in context["samplers"]] == ["own.yaml"]
+    assert [name.rpartition("/")[2] for name in context["checkpoints"]] == [f"other {FILE}"]
+
+
 def test_filters_that_leave_nothing_say_so_and_lead_back(page, browser):
     table = table_of(page)
     cut = [name.removeprefix("removed: ") for name in table if name.startswith("removed: ")]
