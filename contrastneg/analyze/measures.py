@@ -15,7 +15,7 @@ PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that 
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
 MANY_IMAGES = (
     2**17
-)  # beyond which images are not clustered into four times the clusters, too: that takes longer than all else
+)  # beyond which images are not clustered into two and four times the clusters, too: that takes longest
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 
@@ -126,7 +126,7 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
 def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:
     """Detectors of false negatives against the labels."""
     most = len(material.embeddings)
-    multiples = (1, 2, 4) if most <= MANY_IMAGES else (1, 2)
+    multiples = (1, 2, 4) if most <= MANY_IMAGES else (1,)
     table = analysis.false_negative_detectors(
         material.embeddings,
         material.labels,

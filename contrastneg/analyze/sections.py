@@ -123,7 +123,7 @@ SECTIONS: dict[str, Section] = {
         "Precision and recall of what a detector finds, against the labels, which it does not see; hard lost: share of the "
         "hardest 5 % of other classes that is lost with it. Mutual neighbours are looked for "
         f"among at most {laws.IN_GRAPH:,} images. K-means is fitted to at most 1,000 images a cluster and assigns all; of more than "
-        f"{measures.MANY_IMAGES:,} images it is fitted to about so many, and there is none into four times the clusters.",
+        f"{measures.MANY_IMAGES:,} images it is fitted to about so many, and there is none into two and four times the clusters.",
         frozenset({LABELS}),
     ),
     "samplers": Section(
