@@ -7,7 +7,7 @@ from contrastneg.analyze.answers import with_error
 from contrastneg.analyze.charts import Drawing, Listing, bin_name, detector_name, drawing
 from contrastneg.analyze.courses import COMPARED, one_of_each
 from contrastneg.analyze.material import Checkpoint, Material
-from contrastneg.analyze.tables import Tables
+from contrastneg.analyze.tables import Tables, rows_where
 
 HARDEST = 0.05  # of the candidates, whose share of the gradient is told
 
@@ -43,7 +43,7 @@ def _of_layer(material: Material, layer: Checkpoint) -> list[pd.DataFrame]:
         measure=[f"same class, {bin_name(*ends)}" for ends in zip(bins["lower"], bins["upper"], strict=True)]
     )
     shares = analysis.gradient_shares(x, temperatures=[material.temperature], edges=(HARDEST,), **asked)
-    shares = shares[shares["lower"] == 0].assign(
+    shares = rows_where(shares, shares["lower"] == 0).assign(
         measure=f"gradient on the hardest {100 * HARDEST:g} % at t = {material.temperature:g}"
     )
     best = analysis.best_number(x, classes, layer.positives, **asked).assign(measure="K*, reconstruction")
@@ -63,7 +63,5 @@ def _of_layer(material: Material, layer: Checkpoint) -> list[pd.DataFrame]:
 def _rows(table: pd.DataFrame, column: str, unit: str = "share") -> pd.DataFrame:
     """Rows of a measure with a common name for its value."""
     about = [name for name in ("queries", "images", "seed", "classes") if name in table]
-    told = table[["measure", column, f"{column}_se", *about]]
-    told = told.rename(columns={column: "value", f"{column}_se": "value_se"})
-    told.insert(1, "unit", unit)
-    return told
+    columns = {"measure": table["measure"], "unit": unit, "value": table[column], "value_se": table[f"{column}_se"]}
+    return pd.DataFrame({**columns, **{name: table[name] for name in about}})
