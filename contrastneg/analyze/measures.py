@@ -19,6 +19,11 @@ MANY_IMAGES = (
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 
+def of_size(material: Material, queries: int) -> int:
+    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
+    return queries if len(material.embeddings) <= MANY_IMAGES else max(32, queries // 16)
+
+
 def measure_gradient(material: Material) -> dict[str, pd.DataFrame]:
     """Shares of the gradient and effective numbers at several temperatures, the one that is asked for among them."""
     temperatures = sorted({*TEMPERATURES, material.temperature})
@@ -97,7 +102,7 @@ def measure_counts(material: Material) -> dict[str, pd.DataFrame]:
 
 def measure_agreement(material: Material) -> dict[str, pd.DataFrame]:
     """The gradient of few negatives beside that of all."""
-    asked = {**material.asked, "queries": min(FEW, material.queries)}
+    asked = material.asking(of_size(material, FEW))
     table = analysis.gradient_agreement(
         material.embeddings, material.positives, temperature=material.temperature, **asked
     )
@@ -108,7 +113,7 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
     """The negative term by each estimate, at several class priors."""
     assert material.labels is not None
     told = (material.embeddings, material.labels, material.positives)
-    asked = {**material.asked, "queries": min(DIFFERENTIATED, material.queries)}
+    asked = material.asking(of_size(material, DIFFERENTIATED))
     share = analysis.negative_terms(
         *told, temperature=material.temperature, clusters=material.estimate, **asked
     )  # with the measured prior

@@ -329,6 +329,20 @@ def test_of_very_many_images_fewer_are_asked_about_and_some_in_any_case():
     assert [default_queries(images) for images in (2, 131_072, 200_000, 1_281_167)] == [2048, 2048, 1342, 256]
 
 
+def test_of_very_many_images_costly_measures_ask_about_fewer_and_detectors_cluster_once(monkeypatch):
+    from materials import material
+
+    from contrastneg.analyze import measures
+
+    told = material(queries=40)
+    for many, queries, clusterings in ((40, 40, {4, 8, 16}), (39, 32, {4})):
+        monkeypatch.setattr(measures, "MANY_IMAGES", many)
+        monkeypatch.setattr(measures, "FEW", 64)
+        assert set(measures.measure_agreement(told)["gradient_agreement"]["queries"]) == {queries}
+        found = measures.measure_detectors(told)["false_negative_detectors"]
+        assert set(found["clusters"].dropna()) == clusterings
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_metadata_are_measured_and_detect(labelled):
     from clouds import cloud
