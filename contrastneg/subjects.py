@@ -64,6 +64,8 @@ class Subject:
     """The run folder that it belongs to."""
     in_channels: int = 3
     """Channels of its images."""
+    step: int | None = None
+    """Optimizer steps that its weights have seen, where that is known."""
     notes: tuple[str, ...] = ()
     """What a reader of its scores must know."""
 
@@ -143,7 +145,9 @@ def open_subject(
         subject = of_size(subject, size)
     if random_init:
         told = f"random weights by seed {seed}, as asked"
-        return replace(subject, network=subject.untrained(seed), projector=None, notes=(*subject.notes, told))
+        return replace(
+            subject, network=subject.untrained(seed), projector=None, step=None, notes=(*subject.notes, told)
+        )
     subject.network.eval()
     return subject
 
@@ -328,6 +332,7 @@ def checkpoint_subject(path: Path, address: str, checkpoint: Mapping[str, Any]) 
         data=None if run is None else data_of_run(run),
         run=run,
         in_channels=backbone.in_channels,
+        step=checkpoint["global_step"],
         notes=(f"weights of {path.name}, step {checkpoint['global_step']:,}", *notes),
     )
 

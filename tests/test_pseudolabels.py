@@ -154,6 +154,22 @@ def test_few_rows_per_cluster_are_enough_to_fit_on(backend, monkeypatch):
     assert pseudolabels.pair_scores(found.label, truth)["precision"] == 1
 
 
+def test_of_very_many_images_a_sample_is_fitted_to_and_all_are_assigned(backend, monkeypatch):
+    from contrastneg import pseudolabels
+
+    name = "_fit_torch" if pseudolabels.neighbours._faiss() is None else "_fit_faiss"
+    fit, rows = getattr(pseudolabels, name), []
+    monkeypatch.setattr(pseudolabels, name, lambda x, *rest: rows.append(len(x)) or fit(x, *rest))
+    monkeypatch.setattr(pseudolabels, "MANY_ROWS", 400)
+    monkeypatch.setattr(pseudolabels, "FEWER_PER_CLUSTER", 70)
+    for n, k in ((400, 6), (600, 3), (600, 6)):
+        x, _ = blobs(n=n)
+        found = pseudolabels.kmeans(x, k, seed=SEED)
+        assert bool((found.label >= 0).all())
+        assert found.label.tolist() == (x @ found.centroids.T).argmax(dim=1).tolist()
+    assert rows == [400, 400, 420]  # all of few; of many a common number, or so many a cluster where that is more
+
+
 def test_the_most_confident_share_is_accepted_and_shares_are_nested():
     from contrastneg.pseudolabels import accepted
 

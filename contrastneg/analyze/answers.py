@@ -40,6 +40,8 @@ class _Draft:
     sentences: list[str] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
     headline: str = "–"
+    remark: str = ""
+    """Said before what the headline is."""
 
     def keep(self, name: str, value: Any) -> float:
         self.numbers[name] = float(value)
@@ -67,14 +69,17 @@ def answers_of(tables: Tables, temperature: float, left_out: Collection[str]) ->
         left_out: Sections that were asked for and could not be measured.
     """
     answers = []
-    for question, label, said, sections in QUESTIONS:
+    for entry in (*QUESTIONS, *FURTHER):
+        question, label, said, sections = entry
         draft = _Draft()
         said(draft, tables, temperature)
+        if entry in FURTHER and not draft.sentences:
+            continue
         reason = (
             "not asked for" if sections.isdisjoint(left_out) else "the sections that tell were left out, below is why"
         )
         sentences = draft.sentences or [f"Not measured: {reason}."]
-        answers.append(Answer(question, draft.headline, label, sentences, draft.numbers))
+        answers.append(Answer(question, draft.headline, draft.remark + label, sentences, draft.numbers))
     return answers
 
 
@@ -137,6 +142,7 @@ def how_many_false(draft: _Draft, tables: Tables, temperature: float) -> None:
         hard = rows_where(bins, bins["upper"] <= 0.05)
         held = draft.keep("recall of the hardest 5 %", hard["recall"].sum())
         draft.headline = f"{100 * bins['rate'].iloc[0]:.3g} %"
+        draft.remark = "estimated by clusters: " if source else ""
         draft.sentences.append(
             f"{'Estimated' if source else 'Measured'}{source}: {100 * base:.3g} % of all candidates are of the query's class; "
             f"{', '.join(rates)}."
@@ -229,6 +235,50 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
             )
 
 
+def what_encoders_share(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Hard pairs that all encoders have in common, and the rate of false negatives from the first to the last."""
+    if "hardness_agreement" in tables:
+        row = tables["hardness_agreement"].iloc[-1]
+        ratio = draft.keep("hard in all encoders, over chance", row["ratio"])
+        draft.headline = f"{ratio:.3g} ×"
+        draft.sentences.append(
+            f"{draft.percent('hard in all encoders', row, 'observed')} of the pairs are among the hardest 5 % of the query under all "
+            f"{row['encoders']:.0f} encoders, {ratio:.3g} times as many as if these had nothing in common."
+        )
+    if "bins_by_encoder" in tables:
+        table = tables["bins_by_encoder"]
+        hardest = rows_where(table, table["lower"] == 0)
+        first, last = hardest.iloc[0], hardest.iloc[-1]
+        draft.sentences.append(
+            f"Of the {bin_name(0.0, first['upper'])} {draft.percent('same class, first encoder', first, 'rate')} are of the query's "
+            f"class under {first['encoder']}, the first, and {draft.percent('same class, last encoder', last, 'rate')} under "
+            f"{last['encoder']}, the last."
+        )
+    if "curriculum_curves" in tables and not draft.sentences:
+        table = tables["curriculum_curves"]
+        every = rows_where(table, table["order"] == "all")
+        first, last = every.iloc[0], every.iloc[-1]
+        draft.sentences.append(
+            f"The mean cosine of all candidates is {draft.keep('mean cosine, first encoder', first['similarity']):.3f} under the first "
+            f"encoder and {draft.keep('mean cosine, last encoder', last['similarity']):.3f} under the last."
+        )
+
+
+def what_layers_differ_in(draft: _Draft, tables: Tables, temperature: float) -> None:
+    """Rate of false negatives among the hardest and share of the gradient, by layer."""
+    if "layers" not in tables:
+        return
+    table = tables["layers"].set_index(["measure", "layer"])
+    for place, measure in enumerate(table.index.unique("measure")):
+        rows = [(layer, table.loc[(measure, layer)]) for layer in ("backbone", "projector")]
+        if not place:
+            values = [f"{100 * row['value']:.3g}" for _, row in rows]
+            draft.headline = f"{' / '.join(values)} %"
+        if measure.startswith(("same class, hardest", "gradient")):
+            told = [f"{draft.percent(f'{measure}, {layer}', row, 'value')} ({layer})" for layer, row in rows]
+            draft.sentences.append(f"{measure[0].upper()}{measure[1:]}: {', '.join(told)}.")
+
+
 def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:
     """The best setting of each detector by the harmonic mean of precision and recall."""
     score = 2 * table["precision"] * table["recall"] / (table["precision"] + table["recall"])
@@ -263,3 +313,19 @@ QUESTIONS: tuple[tuple[str, str, Callable[[_Draft, Tables, float], None], frozen
     ),
 )
 """Each question, what its headline is, what is said to it, and the sections whose tables that reads."""
+
+FURTHER: tuple[tuple[str, str, Callable[[_Draft, Tables, float], None], frozenset[str]], ...] = (
+    (
+        "What do the encoders share?",
+        "the pairs that are hard for all encoders, over chance",
+        what_encoders_share,
+        frozenset({"checkpoints", "course", "curricula"}),
+    ),
+    (
+        "How do backbone and projector differ?",
+        "of the hardest 0.1 % are of the query's class, backbone / projector",
+        what_layers_differ_in,
+        frozenset({"layers"}),
+    ),
+)
+"""The same of questions that are asked only where several encoders or layers are there."""

@@ -329,16 +329,22 @@ def of_agreement(tables: Tables) -> list[Drawing]:
     ]  # fmt: skip
 
 
-def estimate_name(estimate: str, prior: float) -> str:
-    """An estimate with its class prior."""
-    return estimate if pd.isna(prior) else f"{estimate}, {prior:.2g}"
+def estimate_names(table: pd.DataFrame) -> list[str]:
+    """Each estimate with its class prior, to as many digits as tell them apart."""
+    rows = list(zip(table["estimate"], table["class_prior"].fillna(-1), strict=True))
+    names: list[str] = []
+    for digits in range(2, 18):
+        names = [estimate if prior < 0 else f"{estimate}, {prior:.{digits}g}" for estimate, prior in rows]
+        if len(set(names)) == len(set(rows)):
+            break
+    return names
 
 
 def of_estimates(tables: Tables) -> list[Drawing]:
     """Relative error and gradient cosine of each estimate."""
     table = tables["negative_terms"]
     table = rows_where(table, ~table["estimate"].isin(["oracle", "hard oracle"]))
-    names = [estimate_name(e, p) for e, p in zip(table["estimate"], table["class_prior"], strict=True)]
+    names = estimate_names(table)
     at = f"The number after a name is its class prior. t = {table['temperature'].iloc[0]:g}, beta = {table['beta'].iloc[0]:g}."
     drawn = [
         *drawing(dots("Error of the negative term", "%", valued(table, names, "relative_error")), at, table),

@@ -1,5 +1,6 @@
 """Several encoders of the same images, states of one run for instance: what changes from one to the next."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +67,15 @@ def measure_curricula(material: Material) -> dict[str, pd.DataFrame]:
     """What curricula would offer along the encoders."""
     told = [(one.embeddings, one.positives) for one in material.checkpoints]
     table = analysis.curriculum_curves(
-        told, material.classes, temperature=material.temperature, **material.asking(VARIED)
+        told,
+        material.classes,
+        progress=material.progress,
+        temperature=material.temperature,
+        **material.asking(VARIED),
     )
-    names = [one.name for one in material.checkpoints]
-    table.insert(1, "encoder", [names[place] for place in table["checkpoint"]])
+    encoders = [material.checkpoints[place] for place in table["checkpoint"]]
+    table.insert(1, "encoder", [one.name for one in encoders])
+    table.insert(2, "step", [math.nan if material.progress is None else one.step for one in encoders])
     return {"curriculum_curves": table}
 
 
@@ -82,9 +88,12 @@ def draw_curricula(tables: Tables) -> list[Drawing]:
         ("false_rate", "False negatives among what is offered", "%", 100.0),
         ("gradient_norm", "Length of its gradient", "", 1.0),
     )
+    stand = (
+        "evenly along the run" if bool(table["step"].isna().any()) else "at their optimizer steps, the furthest at 1"
+    )
     meaning = (
-        "Linear pacing: at progress x the share x of the candidates is open; other pacings are in the table. The encoders stand evenly "
-        "along the run, and are as they were trained: what a curriculum would make of them takes a run."
+        f"Linear pacing: at progress x the share x of the candidates is open; other pacings are in the table. The encoders stand {stand}, "
+        "and are as they were trained: what a curriculum would make of them takes a run."
     )
     return [
         plot
@@ -97,13 +106,6 @@ def draw_curricula(tables: Tables) -> list[Drawing]:
 
 def measure_course(material: Material) -> dict[str, pd.DataFrame]:
     """Detectors of false negatives, hardness and matching probability under each encoder."""
-    one_of_each = {
-        "thresholds": (0.7,),
-        "shares": (0.01,),
-        "clusters": (material.clusters,),
-        "acceptance": (0.5, 1.0),
-        "gaps": (0.0,),
-    }
     asked = material.asking(COMPARED)
     tables = {
         "matching_by_encoder": by_encoder(
@@ -120,10 +122,21 @@ def measure_course(material: Material) -> dict[str, pd.DataFrame]:
         tables["detectors_by_encoder"] = by_encoder(
             material,
             lambda x, positives: analysis.false_negative_detectors(
-                x, material.labels, positives=positives, **one_of_each, **asked
+                x, material.labels, positives=positives, **one_of_each(material), **asked
             ),
         )
     return tables
+
+
+def one_of_each(material: Material) -> dict[str, Any]:
+    """Settings of detectors for measures of several encoders: one of each kind, clusters half and all believed."""
+    return {
+        "thresholds": (0.7,),
+        "shares": (0.01,),
+        "clusters": (material.clusters,),
+        "acceptance": (0.5, 1.0),
+        "gaps": (0.0,),
+    }
 
 
 def by_encoder(material: Material, measure: Callable[[Any, Any], pd.DataFrame]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from contrastneg.randomness import generator
 
 AT_A_TIME = 64  # images whose views are made together
 LABELS, CLASSES, CHECKPOINTS, COLUMNS = "labels", "classes", "several checkpoints", "columns"
-HIERARCHY = "columns of superclasses"
+HIERARCHY, LAYERS = "columns of superclasses", "both layers (--layer both)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Checkpoint:
     embeddings: Float[Tensor, "N E"]
     positives: Float[Tensor, "N E"]
     """As :attr:`Material.positives`."""
+    step: int | None = None
+    """Optimizer steps of its run until then, where all encoders are of one run and that is known."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Material:
     """Metadata of each image that some share, by name."""
     others: Sequence[Checkpoint] = ()
     """The same images by further encoders, in order."""
+    step: int | None = None
+    """As :attr:`Checkpoint.step`."""
+    backbone: Checkpoint | None = None
+    """The same images by the backbone, where that is to stand beside the projection head."""
     samplers: Mapping[str, Sequence[Stage]] = field(default_factory=dict)
     """Stages of samplers that are asked for beside the usual ones, by name."""
 
@@ -78,7 +84,22 @@ class Material:
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """All encoders, the one that is looked at last."""
-        return [*self.others, Checkpoint("this one", self.embeddings, self.positives)]
+        return [*self.others, Checkpoint("this one", self.embeddings, self.positives, self.step)]
+
+    @property
+    def progress(self) -> list[float] | None:
+        """Where each encoder stands in the run, the furthest at 1; None where their steps are not known."""
+        steps = [one.step for one in self.checkpoints if one.step is not None]
+        if len(steps) < len(self.checkpoints) or not max(steps):
+            return None
+        return [step / max(steps) for step in steps]
+
+    @property
+    def layers(self) -> list[Checkpoint]:
+        """Backbone and projection head, where both are asked for."""
+        if self.backbone is None:
+            return []
+        return [self.backbone, Checkpoint("projector", self.embeddings, self.positives)]
 
     @property
     def kin(self) -> list[str]:
@@ -100,7 +121,7 @@ class Material:
     def sampled(self, most: int) -> "Material":
         """At most so many of the images, drawn by the seed, for measures whose cost grows with the square of their number.
 
-        Without columns and other encoders, and of no use to measures that ask about second views.
+        Without columns, other encoders and layers, and of no use to measures that ask about second views.
         """
         if len(self.embeddings) <= most:
             return self
@@ -113,6 +134,7 @@ class Material:
             labels=None if self.labels is None else self.labels[rows],
             columns={},
             others=(),
+            backbone=None,
         )
 
     def lacks(self, needs: frozenset[str]) -> list[str]:
@@ -123,6 +145,7 @@ class Material:
             CHECKPOINTS: bool(self.others),
             COLUMNS: bool(self.columns),
             HIERARCHY: bool(self.kin),
+            LAYERS: bool(self.layers),
         }
         return [need for need in sorted(needs) if not there[need]]
 

@@ -13,7 +13,15 @@ from contrastneg.analyze.tables import rows_where
 SIZE_GROUPS = 3  # of classes, where they differ in size
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
+MANY_IMAGES = (
+    2**17
+)  # beyond which images are not clustered into two and four times the clusters, too: that takes longest
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
+
+
+def of_size(material: Material, queries: int) -> int:
+    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
+    return queries if len(material.embeddings) <= MANY_IMAGES else max(32, queries // 16)
 
 
 def measure_gradient(material: Material) -> dict[str, pd.DataFrame]:
@@ -94,7 +102,7 @@ def measure_counts(material: Material) -> dict[str, pd.DataFrame]:
 
 def measure_agreement(material: Material) -> dict[str, pd.DataFrame]:
     """The gradient of few negatives beside that of all."""
-    asked = {**material.asked, "queries": min(FEW, material.queries)}
+    asked = material.asking(of_size(material, FEW))
     table = analysis.gradient_agreement(
         material.embeddings, material.positives, temperature=material.temperature, **asked
     )
@@ -105,7 +113,7 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
     """The negative term by each estimate, at several class priors."""
     assert material.labels is not None
     told = (material.embeddings, material.labels, material.positives)
-    asked = {**material.asked, "queries": min(DIFFERENTIATED, material.queries)}
+    asked = material.asking(of_size(material, DIFFERENTIATED))
     share = analysis.negative_terms(
         *told, temperature=material.temperature, clusters=material.estimate, **asked
     )  # with the measured prior
@@ -123,11 +131,12 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
 def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:
     """Detectors of false negatives against the labels."""
     most = len(material.embeddings)
+    multiples = (1, 2, 4) if most <= MANY_IMAGES else (1,)
     table = analysis.false_negative_detectors(
         material.embeddings,
         material.labels,
         positives=material.positives,
-        clusters=[count for count in (material.clusters * times for times in (1, 2, 4)) if count <= most],
+        clusters=[count for count in (material.clusters * times for times in multiples) if count <= most],
         gaps=(0.0, 0.1),
         neighbours=(laws.NEIGHBOURS,) if laws.NEIGHBOURS < most <= laws.IN_GRAPH else (),
         columns=material.columns,

@@ -11,6 +11,7 @@ from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
 from contrastneg.subjects import Layer, Subject, open_subject, path_of
+from contrastneg.writing import printable
 
 
 def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
@@ -24,27 +25,38 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
     run = subject.run if is_whole_run(subject, address) else None
     if config.layer != "backbone" and subject.projector is None and run is not None:
         subject = with_projector(config, subject, run)
-    layer = config.layer if config.layer != "auto" else "backbone" if subject.projector is None else "projector"
+    if config.layer == "auto":
+        layer = "backbone" if subject.projector is None else "projector"
+    else:
+        layer = "projector" if config.layer == "both" else config.layer
+    if config.layer == "both" and subject.projector is None:
+        raise ValueError(f"layer is both but {address} holds no projection head: give layer backbone, or leave it out")
     subject.encoder(layer)  # refuses a layer that is not there
     return subject, layer
 
 
-def others_of(config: Analyze, subject: Subject, layer: Layer) -> list[Subject]:
-    """The further encoders, in order.
+def others_of(config: Analyze, subject: Subject, layer: Layer) -> tuple[list[Subject], list[str]]:
+    """The further encoders, in order, and a note where checkpoints of a folder are left out.
 
     Raises:
         ValueError: One cannot be opened, or has not the layer.
     """
-    settings, found, seen = replace(config, layer=layer), [], {weights_of(subject.network)}
+    settings, found, seen, notes = replace(config, layer=layer), [], {weights_of(subject.network)}, []
     for address in config.checkpoints:
         paths = checkpoints_in(path_of(address))
+        repeated = []
         for place in paths or [address]:
             other = subject_of(settings, str(place))[0]
             weights = weights_of(other.network)
             if not paths or weights not in seen:  # best.ckpt is often last.ckpt, and that what is looked at
                 found.append(other)
+            else:
+                repeated.append(place)
             seen.add(weights)
-    return found
+        if repeated:
+            names = printable(", ".join(path.name for path in repeated))
+            notes.append(f"checkpoints whose weights are those of another encoder here are left out: {names}")
+    return found, notes
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -65,7 +77,7 @@ def with_projector(config: Analyze, subject: Subject, run: Path) -> Subject:
     checkpoint = newest_checkpoint(run)
     other = opened(config, str(checkpoint))
     if weights_of(other.network) == weights_of(subject.network):
-        return replace(subject, projector=other.projector)
+        return replace(subject, projector=other.projector, step=other.step)
     note = f"{checkpoint.name} holds other weights than the encoder of the run, so its projection head is left out"
     return replace(subject, notes=(*subject.notes, note))
 

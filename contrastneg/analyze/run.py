@@ -52,7 +52,7 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
         ValueError: The encoder or the images cannot be opened, the settings do not fit them, or the folder holds something else.
     """
     subject, layer = subject_of(config, config.encoder)
-    others = others_of(config, subject, layer)
+    others, left_out_others = others_of(config, subject, layer)
     samplers = samplers_of(config.samplers)
     address = config.data or subject.data
     if address is None:
@@ -74,7 +74,7 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     if config.gallery:
         say("gallery")
         gallery = gallery_of(material, data, position, config.gallery)
-    notes = list(dict.fromkeys([*subject.notes, *notes, *notes_of(subject, layer, source, material)]))
+    notes = list(dict.fromkeys([*subject.notes, *left_out_others, *notes, *notes_of(subject, layer, source, material)]))
     every = {name: table for part in tables.values() for name, table in part.items()}
     answers = answers_of(every, material.temperature, left_out)
     found = Analysis(context, tables, left_out, answers, gallery, notes)
@@ -92,6 +92,7 @@ def embedded(
 ) -> tuple[PretrainData, Material, Int64[Tensor, " N"]]:
     """Embeddings of the images and of a second view of the queries, with what else sections need, and each row's position."""
     subject, *others = subjects
+    one_run = len({one.run for one in subjects}) == 1
     data = data_of(config, subject, source)
     cache = FeatureCache(folder / "features", config.half, config.cache)
     device, dtype = device_of(config.accelerator), getattr(torch, config.precision)
@@ -106,16 +107,25 @@ def embedded(
     say(f"a second view of {len(rows):,} of them")
     asked = features.position[rows]
     material.positives[rows] = second_views(encoder, data, asked, device, dtype, seed=config.seed)
-    further = []
-    for other in others:
-        say(f"embeddings by {other.address}")
+
+    def embedded_by(other: Subject, its_layer: Layer, name: str) -> Checkpoint:
         its = data_of(config, other, source)
-        network = other.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = other.encoder(its_layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = cache.features(network, its, "train", key, device, dtype).x
         positives = x.clone()
         positives[rows] = second_views(network, its, asked, device, dtype, seed=config.seed)
-        further.append(Checkpoint(printable(other.name), x, positives))
-    return data, replace(material, others=further), features.position
+        return Checkpoint(name, x, positives, other.step if one_run else None)
+
+    further = []
+    for other in others:
+        say(f"embeddings by {other.address}")
+        further.append(embedded_by(other, layer, printable(other.name)))
+    backbone = None
+    if config.layer == "both":
+        say("embeddings by the backbone")
+        backbone = embedded_by(subject, "backbone", "backbone")
+    step = subject.step if one_run else None
+    return data, replace(material, others=further, step=step, backbone=backbone), features.position
 
 
 def material_of(config: Analyze, features: Features, source: ImageSet) -> Material:
@@ -233,6 +243,8 @@ def context_of(config: Analyze, subject: Subject, layer: Layer, address: str, so
         "classes": len(source.classes or []),
         "temperature": config.temperature,
         "seed": config.seed,
+        "checkpoints": list(config.checkpoints),
+        "samplers": [str(file) for file in config.samplers],
         "precision": config.precision,
         "half": config.half,
         "versions": {name: version(name) for name in ("contrastneg", "torch", "torchvision", "timm")},

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from contrastneg.analyze import charts, columns, courses, laws, measures, samplers
+from contrastneg.analyze import charts, columns, courses, laws, layers, measures, samplers
 from contrastneg.analyze.charts import Drawing
-from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, Material
+from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, LAYERS, Material
 from contrastneg.analyze.tables import Tables
 
 
@@ -122,7 +122,8 @@ SECTIONS: dict[str, Section] = {
         charts.of_detectors,
         "Precision and recall of what a detector finds, against the labels, which it does not see; hard lost: share of the "
         "hardest 5 % of other classes that is lost with it. Mutual neighbours are looked for "
-        f"among at most {laws.IN_GRAPH:,} images.",
+        f"among at most {laws.IN_GRAPH:,} images. K-means is fitted to at most 1,000 images a cluster and assigns all; of more than "
+        f"{measures.MANY_IMAGES:,} images it is fitted to about so many, and there is none into two and four times the clusters.",
         frozenset({LABELS}),
     ),
     "samplers": Section(
@@ -184,6 +185,14 @@ SECTIONS: dict[str, Section] = {
         "How near the classes of true negatives are to the query's, where columns of metadata tell which classes are kin, by hardness "
         "(arXiv:2010.06682).",
         frozenset({HIERARCHY}),
+    ),
+    "layers": Section(
+        "Backbone and projector",
+        layers.measure_layers,
+        layers.draw_layers,
+        "Key numbers of the sections above for either layer: same class by bin of the ranking, share of the gradient on the hardest 5 %, "
+        "the reconstruction K*, and one detector of each kind. All other sections are about the projector.",
+        frozenset({CLASSES, LAYERS}),
     ),
     "checkpoints": Section(
         "The same hard negatives in other encoders",

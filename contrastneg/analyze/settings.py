@@ -24,8 +24,9 @@ class Analyze:
     .ckpt files stands for those in it, by step."""
     samplers: tuple[Path, ...] = ()
     """Samplers beside the usual ones: recipes and runs, whose stages are taken, or YAML files with a list of stages for each name."""
-    layer: Literal["auto", "backbone", "projector"] = "auto"
-    """Whose embeddings are compared: the backbone's, or the projection head's, as in training; auto is the latter where there is one."""
+    layer: Literal["auto", "backbone", "projector", "both"] = "auto"
+    """Whose embeddings are compared: the backbone's, or the projection head's, as in training; auto is the latter where there is one,
+    both measures that and puts the key numbers of the backbone beside it."""
     split: Literal["train", "test"] = "train"
     """Which images."""
 

@@ -80,14 +80,16 @@ def write_runs(folders: Sequence[Path], path: Path) -> Path:
         The path.
 
     Raises:
-        ValueError: A folder is none or is named twice.
+        ValueError: A folder is none or is named twice, or there are more than lines can be told apart.
     """
+    if len(folders) > len(STAGE_STYLES):
+        raise ValueError(f"{len(folders)} runs are named: one page tells {len(STAGE_STYLES)} apart at most, give fewer")
     for place, folder in enumerate(folders):
         if folder.resolve() in [other.resolve() for other in folders[:place]]:
             raise ValueError(f"{folder} is named twice: give each run once")
     names = unlike([folder.resolve().name for folder in folders])
     runs = [
-        Run(place + 1, name, STAGE_STYLES[place % len(STAGE_STYLES)], read_records(folder))
+        Run(place + 1, name, STAGE_STYLES[place], read_records(folder))
         for place, (name, folder) in enumerate(zip(names, folders, strict=True))
     ]
     compared, notes = evaluations(folders)

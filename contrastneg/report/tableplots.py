@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from contrastneg.analysis.errors import NORMAL
-from contrastneg.report.comparison import NAME_LENGTH, Whisker, Whiskers
+from contrastneg.report.comparison import Whisker, Whiskers
 from contrastneg.report.plots import (
     BOTTOM,
     LEFT,
@@ -25,7 +25,8 @@ from contrastneg.report.plots import (
     value_text,
 )
 
-NAMES_WIDTH, RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 146, 345, 22, 10  # of a chart of names, in its own units
+RIGHT_OF_DOTS, LINE, TOP_OF_DOTS = 345, 22, 10  # of a chart of names, in its own units
+LEAST_NAMES, LONGEST_NAME, LETTER = 146, 32, 6  # room for names, letters that are shown, and the room of one
 PER_DECADE = 60  # points of a line on a logarithmic axis
 
 
@@ -142,14 +143,15 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, float, float]], *, fro
         return None
     ends = [end for _, value, half in known for end in (value - half, value + half)]
     marks = nice_ticks(min([*ends, *([0.0] if from_zero else [])]), max(ends), 4)
+    left = max(LEAST_NAMES, 8 + LETTER * min(LONGEST_NAME, max(len(name) for name, _, _ in known)))
 
     def across(value: float) -> float:
-        return round(NAMES_WIDTH + (RIGHT_OF_DOTS - NAMES_WIDTH) * (value - marks[0]) / (marks[-1] - marks[0]), 1)
+        return round(left + (RIGHT_OF_DOTS - left) * (value - marks[0]) / (marks[-1] - marks[0]), 1)
 
     drawn = []
     for place, (name, value, half) in enumerate(known):
         text = f"{name}: {value_text(value)}" + (f" ± {value_text(half)}" if half else "") + f" {unit}".rstrip()
-        short = name if len(name) <= NAME_LENGTH + 6 else f"{name[: NAME_LENGTH + 5]}…"
+        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         y = TOP_OF_DOTS + LINE * (place + 0.5)
         drawn.append(Whisker(y, short, across(value), across(value - half), across(value + half), text))
     bottom = TOP_OF_DOTS + LINE * len(known)
@@ -157,4 +159,4 @@ def dots(title: str, unit: str, rows: Sequence[tuple[str, float, float]], *, fro
     ticks = [Tick(across(mark), tick_text(mark, marks[1] - marks[0])) for mark in marks]
     description = f"{title_and_unit}: " + "; ".join(whisker.text for whisker in drawn)
     found = Whiskers(title_and_unit, description, drawn, ticks, bottom, bottom + 24)
-    return replace(found, left=NAMES_WIDTH, right=RIGHT_OF_DOTS)
+    return replace(found, left=left, right=RIGHT_OF_DOTS)

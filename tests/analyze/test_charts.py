@@ -37,6 +37,16 @@ def test_every_detector_has_a_name_of_its_own():
         detector_name({"detector": "new"})
 
 
+def test_class_priors_that_are_near_each_other_have_names_of_their_own():
+    from contrastneg.analyze.charts import estimate_names
+
+    nan = float("nan")
+    table = pd.DataFrame({"estimate": ["biased", "debiased", "debiased"], "class_prior": [nan, 0.0997, 0.1]})
+    assert estimate_names(table) == ["biased", "debiased, 0.0997", "debiased, 0.1"]
+    twice = table.assign(class_prior=[nan, 0.1, 0.1])
+    assert estimate_names(twice)[1:] == ["debiased, 0.1"] * 2
+
+
 def test_the_band_is_told_in_words_also_where_there_is_none():
     from contrastneg.analyze.charts import band_text
 

@@ -59,6 +59,21 @@ def test_curricula_follow_the_encoders_in_order(two):
         assert [line.label for line in drawn.plot.lines] == ["easy first", "hard first", "random", "all"]
 
 
+def test_encoders_whose_steps_are_known_stand_at_them(two):
+    from dataclasses import replace
+
+    from contrastneg.analyze.courses import draw_curricula, measure_curricula
+
+    known = replace(two, step=400, others=[replace(two.others[0], step=100)])
+    tables = measure_curricula(known)
+    first = tables["curriculum_curves"].drop_duplicates("checkpoint")
+    assert first["progress"].tolist() == [0.25, 1.0]
+    assert first["step"].tolist() == [100, 400]
+    assert "stand at their optimizer steps" in draw_curricula(tables)[0].caption
+    assert "stand evenly along the run" in draw_curricula(measure_curricula(two))[0].caption
+    assert replace(known, step=None).progress is None
+
+
 def test_checkpoints_of_a_folder_come_by_step_and_runs_are_no_folders_of_them(tmp_path):
     from contrastneg.analyze.opening import checkpoints_in
 

@@ -136,6 +136,34 @@ def test_filters_leave_what_the_table_says(page, browser):
                         assert shown.locator("#nothing").is_visible() == (len(left) == 0)
 
 
+def test_the_record_names_samplers_and_encoders_that_were_given(page):
+    context = json.loads((page.parent / "analysis.json").read_text())["context"]
+    assert [name.rpartition("/")[2] for name in context["samplers"]] == ["own.yaml"]
+    assert [name.rpartition("/")[2] for name in context["checkpoints"]] == [f"other {FILE}"]
+
+
+def test_filters_that_leave_nothing_say_so_and_lead_back(page, browser):
+    table = table_of(page)
+    cut = [name.removeprefix("removed: ") for name in table if name.startswith("removed: ")]
+    (kind, place, name), *_ = [
+        (kind, place, name)
+        for kind in ("same", "other")
+        for place in (0, 1, 2)
+        for name in cut
+        if not ((table["kind"] == kind) & (table["bin"] == place) & table[f"removed: {name}"].astype(bool)).any()
+    ]
+    with opened(browser, page) as shown:
+        whole = shown.locator("#shown").inner_text()
+        shown.select_option("#by-kind", kind)
+        shown.select_option("#by-bin", str(place))
+        shown.select_option("#by-detector", label=name)
+        assert "No query matches these filters." in shown.locator("#nothing").inner_text()
+        assert shown.locator(".query:not([hidden])").count() == 0
+        shown.locator("#clear").click()
+        assert shown.locator("#shown").inner_text() == whole
+        assert not shown.locator("#nothing").is_visible()
+
+
 def test_keys_go_through_negatives_and_queries(page, browser):
     table = table_of(page)
     queries = [part for _, part in table.groupby("query", sort=False)]

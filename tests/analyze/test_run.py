@@ -40,7 +40,8 @@ def test_every_section_is_measured_or_says_why_not(whole):
     run, folder, found = whole
     assert folder == run / "analysis" / "shapes-backbone"
     assert set(found.tables) | set(found.left_out) == set(SECTIONS)
-    assert set(found.left_out) == {"checkpoints", "course", "variance", "curricula"}
+    assert set(found.left_out) == {"checkpoints", "course", "variance", "curricula", "layers"}
+    assert found.left_out.pop("layers") == "needs both layers (--layer both), which are not there"
     assert set(found.left_out.values()) == {"needs several checkpoints, which are not there"}
     told = json.loads((folder / "analysis.json").read_text())
     files = {file for section in told["sections"].values() for file in section["files"]}
@@ -143,6 +144,7 @@ def test_without_labels_rates_are_named_estimates_and_what_needs_labels_is_left_
     assert set(found.tables["hardness"]["hardness_bins"]["classes"]) == {"estimate: 12 clusters, seed 0"}
     assert any("rates of false negatives are estimates" in note for note in found.notes)
     assert found.answers[1].sentences[0].startswith("Estimated (estimate: 12 clusters, seed 0): ")
+    assert found.answers[1].label.startswith("estimated by clusters: ")
     assert found.answers[2].sentences == ["Not measured: not asked for."]
     assert found.answers[3].sentences == ["Not measured: the sections that tell were left out, below is why."]
     page = (folder / "analysis.html").read_text()
@@ -194,6 +196,47 @@ def test_several_checkpoints_are_compared(tmp_path):
     assert table["encoders"].tolist() == [0, 1, 2, 3]
     assert table["observed"].sum() == pytest.approx(1)
     assert table["ratio"].iloc[3] > 10
+    told = json.loads((folder / "analysis.json").read_text())
+    assert told["context"]["checkpoints"] == [str(other), str(run)]
+    shared = {answer["question"]: answer for answer in told["answers"]}["What do the encoders share?"]
+    assert shared["numbers"]["hard in all encoders, over chance"] == pytest.approx(table["ratio"].iloc[3])
+    bins = pd.read_csv(folder / "bins_by_encoder.csv")
+    assert shared["numbers"]["same class, first encoder"] == pytest.approx(bins["rate"].iloc[0])
+    assert "under this one, the last." in shared["sentences"][1]
+    assert "What do the encoders share?" in (folder / "analysis.html").read_text()
+
+
+def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
+    from contrastneg.analyze.opening import others_of, subject_of
+    from contrastneg.analyze.settings import Analyze
+
+    run = pretrained(tmp_path / "run")
+    quick = {"limit_images": 200, "gallery": 0, "checkpoints": (str(run / "checkpoints"),)}
+    folder, found = analyzed(run, **quick, layer="both", sections=("layers", "hardness", "gradient", "counts"))
+    assert folder.name == "shapes-projector"
+    table = pd.read_csv(folder / "layers.csv").set_index(["layer", "measure"])["value"]
+    backbone = analyzed(run, **quick, layer="backbone", sections=("hardness", "gradient", "counts", "detectors"))[1]
+    for layer, part in (("backbone", backbone), ("projector", found)):
+        bins, best = part.tables["hardness"]["hardness_bins"], part.tables["counts"]["best_number"]
+        assert table[layer][:3].tolist() == pytest.approx(bins["rate"].tolist())
+        assert table[layer, "K*, reconstruction"] == pytest.approx(best["best"][0])
+        shares = part.tables["gradient"]["gradient_shares"]
+        hard = shares[(shares["temperature"] == 0.1) & (shares["upper"] <= 0.05)]["share"].sum()
+        assert table[layer, "gradient on the hardest 5 % at t = 0.1"] == pytest.approx(hard)
+    detectors = backbone.tables["detectors"]["false_negative_detectors"].set_index("threshold")
+    assert table["backbone", "precision, cosine > 0.7"] == pytest.approx(detectors["precision"][0.7].iloc[0])
+    assert table["backbone"].tolist() != table["projector"].tolist()
+    (answer,) = [one for one in found.answers if one.question == "How do backbone and projector differ?"]
+    assert all("(backbone)" in sentence and "(projector)" in sentence for sentence in answer.sentences)
+    assert "<td" in (folder / "analysis.html").read_text().partition('id="layers"')[2]
+    assert any("are left out: last.ckpt" in note for note in found.notes)  # the weights that are looked at
+    last = run / "checkpoints" / "last.ckpt"
+    config = Analyze(encoder=str(run), checkpoints=(str(last),))
+    subject, layer = subject_of(config, str(run))
+    (other,), _ = others_of(config, subject, layer)
+    assert (subject.step, other.step, other.run) == (4, 4, subject.run)
+    with pytest.raises(ValueError, match="layer is both but .* holds no projection head"):
+        analyzed(write_encoder(tmp_path / "other"), layer="both")
 
 
 def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer_asked_for_go(tmp_path):
@@ -265,11 +308,11 @@ def test_the_terminal_tells_the_four_answers(tmp_path, capsys):
 
 
 def test_every_need_that_material_knows_is_that_of_a_section():
-    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS
+    from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, LAYERS
     from contrastneg.analyze.sections import SECTIONS
 
     needs = frozenset().union(*(section.needs for section in SECTIONS.values()))
-    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS, HIERARCHY}
+    assert needs == {LABELS, CLASSES, CHECKPOINTS, COLUMNS, HIERARCHY, LAYERS}
 
 
 def test_columns_in_which_no_images_share_a_value_are_left_out():
@@ -284,6 +327,20 @@ def test_of_very_many_images_fewer_are_asked_about_and_some_in_any_case():
     from contrastneg.analyze.run import default_queries
 
     assert [default_queries(images) for images in (2, 131_072, 200_000, 1_281_167)] == [2048, 2048, 1342, 256]
+
+
+def test_of_very_many_images_costly_measures_ask_about_fewer_and_detectors_cluster_once(monkeypatch):
+    from materials import material
+
+    from contrastneg.analyze import measures
+
+    told = material(queries=40)
+    for many, queries, clusterings in ((40, 40, {4, 8, 16}), (39, 32, {4})):
+        monkeypatch.setattr(measures, "MANY_IMAGES", many)
+        monkeypatch.setattr(measures, "FEW", 64)
+        assert set(measures.measure_agreement(told)["gradient_agreement"]["queries"]) == {queries}
+        found = measures.measure_detectors(told)["false_negative_detectors"]
+        assert set(found["clusters"].dropna()) == clusterings
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -1,6 +1,7 @@
 """The page of several runs: every curve with a line a run, the settings that differ, scores, in a browser without network."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,18 @@ def test_runs_that_have_finished_no_epoch_are_drawn_over_steps_and_a_run_is_name
     with pytest.raises(ValueError, match="plain is named twice: give each run once"):
         write_runs([runs[0], runs[0]], tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
+
+
+def test_more_runs_than_lines_can_be_told_apart_are_refused(runs, tmp_path, capsys, monkeypatch):
+    from contrastneg.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    several = [str(tmp_path / str(number)) for number in range(13)]
+    for path in several:
+        Path(path).symlink_to(runs[0])
+    assert main(["report", *several]) == 2
+    assert "13 runs are named: one page tells 12 apart at most, give fewer" in capsys.readouterr().err
+    assert not (tmp_path / "runs.html").exists()
 
 
 def test_the_verb_writes_one_page_of_several_runs_where_it_is_told(runs, tmp_path, capsys, monkeypatch):

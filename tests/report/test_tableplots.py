@@ -51,6 +51,19 @@ def test_a_linear_axis_may_begin_below_zero_and_several_lines_have_a_legend():
     assert [line.style for line in chart.lines] == ["stage1", "stage2"]
 
 
+def test_names_of_every_sampler_and_detector_stand_whole_beside_their_dots():
+    from contrastneg.analysis import usual_samplers
+    from contrastneg.report.tableplots import dots
+
+    names = [*usual_samplers(1000, 10), "cosine > the positive's - 0.1"]
+    drawn = dots("A", "%", [(name, 1.0, 0.1) for name in names])
+    assert [whisker.name for whisker in drawn.whiskers] == names
+    assert drawn.left >= 8 + 6 * max(map(len, names))
+    assert all(drawn.left <= whisker.low <= whisker.high <= drawn.right for whisker in drawn.whiskers)
+    (long,) = dots("A", "%", [("x" * 50, 1.0, 0.1)]).whiskers
+    assert (long.name, "x" * 50 in long.text) == ("x" * 31 + "…", True)
+
+
 def test_nothing_finite_is_nothing_to_draw():
     from contrastneg.report.tableplots import curves, dots
 

@@ -29,9 +29,10 @@ function matching() {
 
 function show() {
   const kept = matching();
+  const some = kept.some((query) => [...query.querySelectorAll("li")].some(passes));
   current = Math.max(0, Math.min(current, kept.length - 1));
   for (const query of queries) {
-    query.hidden = query !== kept[current];
+    query.hidden = !some || query !== kept[current];
     for (const item of query.querySelectorAll("li")) item.hidden = !passes(item);
   }
   const buttons = kept.length ? buttonsOf(kept[current]) : [];
@@ -39,6 +40,9 @@ function show() {
   document.getElementById("shown").textContent =
     "query " + (kept.length ? current + 1 : 0) + " of " + kept.length + ", " + buttons.length + " of " + total + " negatives";
   document.getElementById("nothing").hidden = buttons.length > 0;
+  document.querySelector("#nothing span").textContent = some
+    ? "No negative of this query matches these filters."
+    : "No query matches these filters.";
   document.getElementById("previous").disabled = current === 0;
   document.getElementById("next").disabled = current >= kept.length - 1;
   if (buttons.length) select(buttons[0], false);
@@ -84,6 +88,11 @@ for (const filter of filters)
     if (filter.id === "by-class") current = 0;
     show();
   });
+document.getElementById("clear").addEventListener("click", () => {
+  for (const filter of filters) filter.value = "";
+  show();
+  filters[0].focus();
+});
 document.getElementById("previous").addEventListener("click", () => turn(-1));
 document.getElementById("next").addEventListener("click", () => turn(1));
 document.getElementById("queries").addEventListener("click", (event) => {
