@@ -205,7 +205,9 @@ def add_encoder(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prefix", type=str, help="Part of another project's checkpoint, where it holds several encoders."
     )
-    parser.add_argument("--random_init", action="store_true", help="Random weights in place of the encoder's own.")
+    parser.add_argument(
+        "--random_init", action="store_true", help="A random encoder: weights drawn by the seed in place of its own."
+    )
     parser.add_argument(
         "--size", type=int, help="Side of the images in pixels; by default what the encoder was made for."
     )
@@ -218,7 +220,7 @@ def add_encoder(parser: ArgumentParser) -> None:
         nargs="+",
         help="Deviation of each channel; by default what the encoder was made for.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of random weights and of limited images.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of a random encoder and of limited images.")
 
 
 def subject_of(options: Namespace) -> Subject:
@@ -291,7 +293,7 @@ def parse_evaluate(arguments: Sequence[str]) -> Evaluate | Compare:
     return settings_of(
         "evaluate",
         Evaluate,
-        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
+        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and a random encoder, "
         f"with 95 % bootstrap intervals. {ENCODER}",
         "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...] [--out FILE]",
         given,

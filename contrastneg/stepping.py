@@ -69,7 +69,7 @@ def effective_rate(module: Any) -> EffectiveRate:
         return EffectiveRate(settings.lr, f"{settings.lr:g} (not scaled)")
     if images is None:
         raise ValueError(
-            f"optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
+            f"method.optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
             "give it one, or set scale to none"
         )
     return learning_rate(settings, images, trainer.world_size, trainer.accumulate_grad_batches)

@@ -180,7 +180,14 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         ),
         (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: give a number"),
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
-        (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
+        (
+            ["shapes", "--method.backbone.name", "resnet81"],
+            "contrastneg: method.backbone.name 'resnet81' is not known to timm: did you mean resnet",
+        ),
+        (
+            ["shapes", "--method.backbone.name", "test_vit", "--method.backbone.width", "0.5"],
+            "contrastneg: method.backbone.width is 0.5 but test_vit has no width to set",
+        ),
         (["shapes", "--epochs", "0"], "contrastneg: epochs is 0: give a number of at least 1"),
         (["shapes", "--clip", "-1"], "contrastneg: clip is -1.0: give a number above 0"),
         (
