@@ -230,7 +230,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
         (["shapes", "--method.stages+=MoCHy", "--method", "MoCo"], "MoCHi"),
         (["shapes", "--method.loss", "Debias"], "there is no class 'Debias' here: did you mean Debiased?"),
-        (["shapes", "--method.loss", "MoCHi"], "method.loss: MoCHi is a stage: method.stages"),
+        (["shapes", "--method.loss", "MoCHi"], "method.loss: MoCHi is a stage, which belongs to method.stages"),
         (
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_priors", "0.2"],
             "there is no setting 'class_priors' in Debiased: did you mean class_prior?",

@@ -68,7 +68,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         taken.update(dict.fromkeys(breaks & {*holds, *KINDS}, name))
         holds = (holds | stage.gives) - breaks
     if capacity is not None:
-        check_candidates(stages, capacity, "the queue holds {} keys: raise queue_size")
+        check_candidates(stages, capacity, "the queue holds {} keys: raise method.queue_size")
 
 
 def check_candidates(stages: Sequence[Stage], most: int, why: str) -> None:
