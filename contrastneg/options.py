@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
+from contrastneg.annotations import record_in
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import WrongSetting
 from contrastneg.data.duplicates import THRESHOLD
@@ -17,7 +18,7 @@ from contrastneg.embed import Number
 from contrastneg.encoders import Backbone
 from contrastneg.evaluate.settings import Evaluate
 from contrastneg.export import Target
-from contrastneg.helptext import add_positional, parser_of_verb, read_help_texts
+from contrastneg.helptext import add_positional, page_of_class, parser_of_verb, read_help_texts
 from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
@@ -396,9 +397,16 @@ def bare_flags(arguments: Sequence[str], kind: type) -> list[str]:
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse, with errors as one line."""
+    """Parse, with errors as one line; ``--backbone.help`` and the like end with their page."""
+    given = dashed_names(arguments)
+    for setting in [argument[2:-5] for argument in given if re.fullmatch(r"--\w+\.help", argument)]:
+        annotation = next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == setting), None)
+        if (record := record_in(annotation)) is not None:
+            first = (parser.usage or "").split()[2]  # after the verb
+            print(page_of_class(record, setting, parser.prog.split()[-1], first), end="")
+            raise SystemExit(0)
     try:
-        return parser.parse_args(dashed_names(arguments))
+        return parser.parse_args(given)
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
 
