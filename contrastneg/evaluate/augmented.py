@@ -177,7 +177,7 @@ def augmented_score(
 
 
 def train(
-    classifier: nn.Module,
+    classifier: nn.Linear,
     frozen: nn.Module,
     crops: LabelledCrops,
     recipe: LinearRecipe,
