@@ -195,8 +195,10 @@ def pairs_by_hand(table, labels):
     return own / there if there else math.nan, same / known if known else math.nan
 
 
-@pytest.mark.parametrize("kind", ["MoCo", "SimCLR"])
-@pytest.mark.parametrize("source", ["added bank", "bank", "graph walk", "cache"])
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("MoCo", "added bank"), ("MoCo", "bank"), ("MoCo", "graph walk"), ("MoCo", "cache"), ("SimCLR", "added bank")],
+)
 def test_what_sources_choose_is_counted_as_it_is_pair_by_pair(tmp_path, monkeypatch, kind, source):
     import csv
 
