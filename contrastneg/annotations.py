@@ -73,7 +73,7 @@ def words(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return either([words(kind) for kind in arguments if not (kind is str and Path in arguments)])
     if origin is tuple:
-        each = "whole numbers" if arguments[0] is int else "numbers"
+        each = {int: "whole numbers", float: "numbers"}.get(arguments[0], "words")
         return f"a list of {each}" if Ellipsis in arguments else f"a list of {len(arguments)} {each}"
     if origin is list:
         inner = words(arguments[0])

@@ -84,7 +84,7 @@ def normalise_groups(norm: Any, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B 
     if len(x) // norm.splits * values < 2:
         raise ValueError(
             f"split batch norm parts {len(x)} images into {norm.splits} groups and each needs at least two values per "
-            "channel: lower bn_splits or raise batch_size"
+            "channel: lower method.bn_splits or raise batch_size"
         )
     groups = x.tensor_split(norm.splits)
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
@@ -125,7 +125,7 @@ def convert_split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
             layer.splits = splits  # type: ignore[assignment]
         elif isinstance(layer, _BatchNorm):
             raise ValueError(
-                f"layer {name or 'itself'} is a {type(layer).__name__}, which cannot be split: choose batch_norm plain or "
+                f"layer {name or 'itself'} is a {type(layer).__name__}, which cannot be split: choose method.batch_norm plain or "
                 "shuffle, or another backbone"
             )
     return module

@@ -12,7 +12,7 @@ from contrastneg import distributed
 from contrastneg.data.module import TwoViews
 from contrastneg.negatives import Stage
 from contrastneg.negatives.pipeline import check_candidates
-from contrastneg.stepping import is_logged
+from contrastneg.stepping import ends_epoch, is_logged
 
 
 def own_share(query_id: Int64[Tensor, " B"], key_id: Int64[Tensor, " K"]) -> float:
@@ -90,8 +90,8 @@ class CandidateShares(Callback):
     """Logs the state of the candidates that the coming step will see, over all ranks, at every step that is logged.
 
     Also before the last step of each epoch, as ``epoch/...`` for the line that ends the epoch. Where source stages choose or
-    add candidates the shares are left out: those of the queue or batch would not be those of the table. What the loss saw
-    is in ``negatives/...`` then.
+    add candidates ``own`` and ``same_class`` are those of the table after the last of them, which the step itself counts
+    (:meth:`contrastneg.negatives.Record.note_candidates`).
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for this statistic only.
@@ -103,14 +103,22 @@ class CandidateShares(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TwoViews, batch_idx: int) -> None:
         """Look at the queue before the step changes it, or at the batch where there is no queue."""
-        ends = batch_idx + 1 >= trainer.num_training_batches or 0 < trainer.max_steps <= trainer.global_step + 1
-        if is_logged(trainer) or ends:
+        if is_logged(trainer) or ends_epoch(trainer, batch_idx):
             self.last = self.shares(pl_module, distributed.all_gather(batch.image_id).cpu())
             for name, share in self.last.items():
                 pl_module.log(f"candidates/{name}", share)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TwoViews, batch_idx: int
+    ) -> None:
+        """Keep what the step counted itself, for the end of the epoch."""
+        told = {
+            name.removeprefix("candidates/"): share for name, share in outputs.items() if name.startswith("candidates/")
+        }
+        self.last |= {name: float(share) for name, share in told.items()}
+
     def shares(self, method: Any, query_id: Int64[Tensor, " B"]) -> dict[str, float]:
-        """``queue_fill``, ``queue_age``, ``own`` and ``same_class``, as far as they are known and say what the loss sees."""
+        """``queue_fill``, ``queue_age``, ``own`` and ``same_class``, as far as they are known before the step."""
         queue: Any = getattr(method, "queue", None)
         key_id = query_id if queue is None else queue.filled_keys()[1].cpu()
         found = {}

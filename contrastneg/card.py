@@ -1,5 +1,6 @@
 """The start card: what will run, once everything derived is known."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from contrastneg.data.opening import OpenedData
 from contrastneg.data.views import describe
 from contrastneg.device import Device
 from contrastneg.doubts import doubts
-from contrastneg.negatives import NeighbourPositive, Stage
+from contrastneg.negatives import GlobalQuantile, NeighbourPositive, Stage
 from contrastneg.negatives.pipeline import key_of
 from contrastneg.optim import Optimizer, warmup_steps
+from contrastneg.schedules import over_run
 from contrastneg.stepping import effective_rate
 from contrastneg.wording import count_of
 
@@ -229,6 +231,31 @@ def late_stage_notes(method: Any, config: Pretrain, images: int, world_size: int
         for stage in method.stages
         if (first := stage.first_epoch(length.epochs)) > (length.steps - 1) / length.steps_per_epoch
     ]
+
+
+def threshold_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
+    """From when a stage of learned thresholds acts, in a run so short that these cannot have come down by then.
+
+    Args:
+        method: The method.
+        config: Settings of the run.
+        images: Images pretrained on.
+        world_size: Processes.
+    """
+    length = Length.of(config, images, world_size)
+    notes = []
+    for place, stage in enumerate(method.stages):
+        if not isinstance(stage, GlobalQuantile):
+            continue
+        rate, first = max(over_run(stage.rate)), math.ceil(stage.begin_at * length.steps)
+        then, last = (1 - rate * steps / length.steps_per_epoch for steps in (first, length.steps))
+        if then > 0 and first < length.steps:
+            notes.append(
+                f"{key_of(place)} {type(stage).__name__} acts from step {first:,} of {length.steps:,} on (begin_at "
+                f"{stage.begin_at:g}), when the thresholds, which begin at 1 and fall by at most {rate:g} an epoch, can have come down "
+                f"to {then:.2f}, and to {max(last, -1):.2f} by the end: nothing below such a cosine is found (train longer, or raise rate)"
+            )
+    return notes
 
 
 def warmup_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:

@@ -292,6 +292,8 @@ class EpochLine(Callback):
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     meant = meaning if pl_module.stages else meaning.replace(", before the stages", "")
+                    if word == "same class" and choosing(pl_module):
+                        meant = meant.replace("before the stages", "after the sources")
                     self.output.print(f"[dim]  {word}: {meant}[/]")
             if choosing(pl_module):
                 self.output.print(f"[dim]  candidates: {whose_candidates(pl_module)}[/]")
@@ -299,13 +301,11 @@ class EpochLine(Callback):
 
 
 def whose_candidates(method: Any) -> str:
-    """Who chose the candidates of a method with sources, and why their shares are not shown."""
+    """Who chose the candidates of a method with sources."""
     names = ", ".join(type(stage).__name__ for stage in choosing(method))
     if source_of(method) is not None:
-        whose = f"chosen by {names}: shares of the queue or batch are not shown"
-    else:
-        whose = f"those of the queue or batch, and those added by {names}: shares of the former alone are not shown"
-    return f"{whose}, metrics.csv has negatives/..."
+        return f"chosen by {names}"
+    return f"those of the queue or batch, and those added by {names}"
 
 
 def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None) -> str:
@@ -330,7 +330,11 @@ def epoch_line(trainer: pl.Trainer, progress: RunProgress, knn: OnlineKnn | None
     empty = float(logged["candidates/empty_rows"])
     if empty == 1 or (trainer.current_epoch > 0 and empty > 0):  # at first an empty queue is no news
         parts.append(f"[yellow]{percent(100 * empty)} % of queries had no candidate left[/]")
-    parts += [f"{word} {text(100 * logged[name])} %" for name, word, text in shown if name in logged]
+    parts += [
+        f"{word} {text(100 * logged[name])} %"
+        for name, word, text in shown
+        if not math.isnan(logged.get(name, math.nan))
+    ]
     return "  ".join(parts)
 
 

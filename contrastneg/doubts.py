@@ -22,6 +22,7 @@ from contrastneg.negatives import (
     MemoryBank,
     MetropolisChain,
     MinedNeighbours,
+    MoCHi,
     PageRankBand,
     PopularSubset,
     SameCluster,
@@ -32,6 +33,7 @@ from contrastneg.negatives import (
     Stage,
     SupportMemory,
     SupportViews,
+    SynCo,
 )
 from contrastneg.negatives.pipeline import named
 from contrastneg.objectives import AlignUniform, HardWeighted, Objective
@@ -161,6 +163,25 @@ def idle_counts(stages: Sequence[Stage]) -> list[str]:
     return notes
 
 
+PAIR_MIXES: dict[type, str] = {MoCHi: "pair_mixes", SynCo: "mixed"}  # the setting that counts mixes of two candidates
+
+
+def repeated_mixes(stages: Sequence[Stage]) -> list[str]:
+    """A note for each stage that mixes more pairs of candidates than its pool has."""
+    notes = []
+    for number, stage in enumerate(stages):
+        if (name := PAIR_MIXES.get(type(stage))) is None:
+            continue
+        ends = zip(_at_ends(stage, name), _at_ends(stage, "pool"), strict=True)
+        mixes, pool = max(ends, key=lambda end: end[0] - end[1] * (end[1] - 1) / 2)
+        if mixes > (pairs := pool * (pool - 1) / 2):
+            notes.append(
+                f"{named(number, stage)} has {name} {mixes:g} but a pool of {pool:g} has {pairs:g} distinct pairs: several mixes are "
+                f"of the same two candidates (lower {name} or raise pool)"
+            )
+    return notes
+
+
 def idle_queue(stages: Sequence[Stage]) -> list[str]:
     """A note where a source takes the place of the queue's keys."""
     return [
@@ -188,7 +209,12 @@ def doubts(stages: Sequence[Stage], loss: Objective, batch: int | None, mixing: 
         for first, second, reason in PAIRS
         if first(one) and second(other)
     ]
-    notes = list(dict.fromkeys(notes)) + idle_counts(stages) + (idle_queue(stages) if batch is None else [])
+    notes = (
+        list(dict.fromkeys(notes))
+        + idle_counts(stages)
+        + repeated_mixes(stages)
+        + (idle_queue(stages) if batch is None else [])
+    )
     if loss.takes_attracted and not any(stage.attracts for stage in stages):
         notes.append(f"{type(loss).__name__} takes several positives but no stage attracts any: each query has its one")
     if batch is not None and not any(stage.chooses for stage in stages):

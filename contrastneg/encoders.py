@@ -133,8 +133,8 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
         raise ValueError(unknown_name(settings.name))
     if settings.pretrained and stem != "imagenet" and isinstance(shape_only(settings.name), ResNet):
         raise ValueError(
-            f"backbone.stem auto means cifar at {image_size} pixels but the published weights have another: "
-            "set backbone.stem to imagenet, or pretrained to false"
+            f"method.backbone.stem auto means cifar at {image_size} pixels but the published weights have another: "
+            "set method.backbone.stem to imagenet, or method.backbone.pretrained to false"
         )
     if settings.width != 1:
         network = resnet_of_width(settings.name, settings.width, settings.in_channels)
@@ -143,7 +143,7 @@ def build_backbone(settings: Backbone, image_size: int | None = None, load_pretr
     if not isinstance(network, ResNet):
         check_patches(network, settings, image_size)
         if settings.stem in ("cifar", "stride2"):
-            raise ValueError(f"backbone.stem is {stem} but {settings.name} is not a ResNet: use stem imagenet")
+            raise ValueError(f"method.backbone.stem is {stem} but {settings.name} is not a ResNet: use stem imagenet")
         check_output(network, settings, image_size)
     elif stem != "imagenet":
         replace_stem_(network, stem, settings.in_channels)
@@ -161,7 +161,7 @@ def unknown_name(name: str) -> str:
     """What to say about a name that no model has, with the names nearest to it."""
     near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
     advice = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(OWN)} or one of timm.list_models()"
-    return f"backbone.name {name!r} is not known to timm: {advice}"
+    return f"method.backbone.name {name!r} is not known to timm: {advice}"
 
 
 def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> nn.Module:
@@ -181,10 +181,10 @@ def timm_model(settings: Backbone, image_size: int | None, pretrained: bool) -> 
     except OSError as error:
         raise ValueError(
             f"the published weights of {settings.name} could not be fetched ({type(error).__name__}): connect once, "
-            "or set backbone.pretrained to false"
+            "or set method.backbone.pretrained to false"
         ) from error
     except RuntimeError as error:  # an unknown tag after the dot, or no published weights
-        raise ValueError(f"backbone.name {settings.name} cannot be built: {first_line(error)}") from error
+        raise ValueError(f"method.backbone.name {settings.name} cannot be built: {first_line(error)}") from error
 
 
 def check_patches(network: nn.Module, settings: Backbone, image_size: int | None) -> None:
@@ -211,12 +211,12 @@ def check_output(network: Any, settings: Backbone, image_size: int | None) -> No
         reason = "its layers leave nothing of them" if small else first_line(error)
         raise ValueError(
             f"{settings.name} cannot take images of {sides[0]} pixels ({reason}): choose {'a larger' if small else 'another'} "
-            "views.size, or another backbone.name"
+            "views.size, or another method.backbone.name"
         ) from error
     if output.ndim != 2:
         raise ValueError(
             f"{settings.name} gives an output of shape {tuple(output.shape)} where pooled features (1, F) are needed: "
-            "choose another backbone.name"
+            "choose another method.backbone.name"
         )
     network.num_features = output.shape[1]
     network.train()

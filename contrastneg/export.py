@@ -105,7 +105,7 @@ def export(subject: Subject, targets: Sequence[Target], out: Path | None = None)
         out = Path(f"{subject.name}-export") if subject.run is None else subject.run / "export"
     if not subject.network(black(subject)).isfinite().all():
         raise ValueError(f"the features of {subject.address} are not finite: there is nothing to take away")
-    plans = {target: PLANS[target](subject) for target in targets}
+    plans = planned(subject, targets)
     for folder in (out, *(out / target for target in plans)):
         if folder.exists() and not (folder is out and folder.is_dir()):
             raise ValueError(f"{folder} exists already: give another --out, or remove it")
@@ -116,6 +116,28 @@ def export(subject: Subject, targets: Sequence[Target], out: Path | None = None)
         for target in plans:
             os.replace(Path(scratch) / target, out / target)
     return [Exported(out / target, plan.code, differences[target], plan.allowed) for target, plan in plans.items()]
+
+
+def planned(subject: Subject, targets: Sequence[Target]) -> dict[Target, Plan]:
+    """A plan for each target.
+
+    Raises:
+        ValueError: Some cannot be had; the message tells why each cannot, and names those that can.
+    """
+    plans: dict[Target, Plan] = {}
+    refused: dict[Target, ValueError] = {}
+    for target in dict.fromkeys(targets):
+        try:
+            plans[target] = PLANS[target](subject)
+        except ValueError as error:
+            refused[target] = error
+    if not refused:
+        return plans
+    reasons = "; ".join(map(str, refused.values()))
+    if len(plans) + len(refused) == 1:
+        raise ValueError(reasons)
+    possible = f"; of these, --to {' '.join(plans)} can be written" if plans else ""
+    raise ValueError(f"nothing was written: {reasons}{possible}")
 
 
 def write(subject: Subject, target: str, plan: Plan, folder: Path) -> float:

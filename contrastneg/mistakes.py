@@ -1,5 +1,6 @@
 """A parser's message about a wrong setting as one line: what is wrong, what was met, the nearest name of the right kind."""
 
+import ast
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +9,7 @@ from pydoc import locate
 from typing import Any, Literal, get_args, get_origin
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import ArgumentParser
 
 from contrastneg.annotations import (
@@ -110,16 +112,18 @@ def explain(
         key = key_of_setting(f"{match[1]}.{match[2]}", place, files)
         return key + unknown_setting(wrong, record_in(inside), parser)
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
-        return unknown_class(match[1], place, key_of_class(match[1], place, files))
+        return unknown_class(match[1], place, key_of_value(match[1], place, files))
     if match := re.search(r"Unable to load config '([^']*)'", message):
         return bare_value(match[1], place_of(message[: match.start()]))  # the trail stands there once more behind
+    if "object has no attribute 'keys'" in message:
+        return f"{place.setting} has init_args that are no settings: write {{NAME: VALUE}}"
     if failure := import_failure(message):
         return failure
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         if (other := of_another_kind(match[1].rpartition(".")[2], place.annotation)) is not None:
-            return f"{key_of_class(match[1], place, files)}: {other}"
+            return f"{key_of_value(match[1], place, files)}: {other}"
         return f"{place.setting} names {match[1]}, which is no {match[2]}: --{place.setting}.help lists what it takes"
-    return wrong_value(message, place)
+    return wrong_value(message, place, files)
 
 
 def bare_value(met: str, place: Place) -> str:
@@ -184,10 +188,12 @@ def key_of_setting(wrong: str, place: Place, files: Sequence[dict[str, Any]]) ->
     return f"{fits[-1] if fits else f'{place.setting}.{wrong}'}: "
 
 
-def key_of_class(wrong: str, place: Place, files: Sequence[dict[str, Any]]) -> str:
-    """Where a class that there is not was written."""
+def key_of_value(wrong: str, place: Place, files: Sequence[dict[str, Any]]) -> str:
+    """Where a class that there is not, or a value of the wrong kind, was written."""
     spellings = (place.setting, f"{place.setting}.class_path")
-    fits = [key for file in files for key, _, entry in written(file) if entry == wrong and unnumbered(key) in spellings]
+    fits = [
+        key for file in files for key, _, entry in written(file) if str(entry) == wrong and unnumbered(key) in spellings
+    ]
     return fits[-1] if fits else place.setting
 
 
@@ -224,7 +230,7 @@ def unknown_class(wrong: str, place: Place, key: str) -> str:
     names = [kind.__name__ for kind in kinds]
     if {int, float} & set(parts(place.annotation)) and not closest(wrong, names):
         number = "a whole number" if int in parts(place.annotation) else "a number"
-        return f"{place.setting} is {wrong}: give {number}, or a schedule: {listed(kinds)}"
+        return f"{key} is {wrong}: give {number}, or a schedule: {listed(kinds)}"
     if (other := of_another_kind(wrong, place.annotation)) is not None:
         return f"{key}: {other}"
     return f"{key}: there is no class {wrong!r} here: {class_instead(wrong, place.annotation)}"
@@ -234,7 +240,7 @@ def of_another_kind(wrong: str, annotation: Any) -> str | None:
     """What a name stands for that is right elsewhere; None for a name that is not."""
     for base, (what, setting) in HOMES.items():
         if base not in parts(annotation) and wrong in [kind.__name__ for kind in choices(base)]:
-            return f"{wrong} is {what}: {setting}"
+            return f"{wrong} is {what}, which belongs to {setting}"
     return None
 
 
@@ -280,7 +286,7 @@ def classes_of(module: str) -> list[str]:
     return [name for name, thing in there.items() if isinstance(thing, type) and thing.__module__ == module]
 
 
-def wrong_value(message: str, place: Place) -> str:
+def wrong_value(message: str, place: Place, files: Sequence[dict[str, Any]] = ()) -> str:
     """A value of the wrong type."""
     single = re.findall(r"Expected an? (?:.+?)\. Got value: (.*)", message)
     union = re.findall(r"Given value: (.*)", message)
@@ -288,19 +294,69 @@ def wrong_value(message: str, place: Place) -> str:
     if (single or union) and annotation is not None:
         met = single[-1] if single else union[0]
         if Stage in parts(annotation):
-            return f"{place.setting} is {met}: give a list, for instance [MoCHi]"
+            return wrong_stages(met, place.setting)
         choice = get_args(annotation) if get_origin(annotation) is Literal else ()
         wanted = f"choose from {', '.join(map(str, choice))}" if choice else f"give {words(annotation)}"
         if get_origin(annotation) in (list, tuple):
             alone = Ellipsis in get_args(annotation) and met.isdigit()
             wanted += f", for instance {f'[{met}]' if alone else example(annotation)}"
-        return f"{place.setting} is {met}: {wanted}"
+        return f"{key_of_value(met, place, files)} is {met}: {wanted}"
     if single and (options := re.search(r"Expected a typing\.Literal\[(.*?)\]", message)):  # of another verb
         return f"{place.setting} is {single[-1]}: choose from {options[1].replace(chr(39), '')}"
     plain = {kind.__name__: text for kind, text in PLAIN.items()}
     if single and (met := re.search(r"Expected an? <class '(\w+)'>", message)) and met[1] in plain:
         return f"{place.setting} is {single[-1]}: give {plain[met[1]]}"
     return re.sub(r"\s+", " ", message.replace("Parser key ", "")).strip()
+
+
+def wrong_stages(met: str, key: str) -> str:
+    """What is no list of stages, or which entry of a list is none.
+
+    Args:
+        met: What was given, as Python writes it.
+        key: Where.
+    """
+    if early := re.match(r"NestedArg\(key='(\w+)'", met):
+        return f"{key}.{early[1]} is given but no stage that has it: give --{key}+ NAME before it"
+    try:
+        given = ast.literal_eval(ReadAlready().visit(ast.parse(met, mode="eval")))
+    except (ValueError, SyntaxError):
+        given = met
+    if isinstance(given, list):
+        for place, entry in enumerate(given):
+            if trouble := trouble_of_stage(entry):
+                return f"{key}[{place}] {trouble}"
+    one = flow(given) if isinstance(given, dict) else "MoCHi"
+    return f"{key} is {flow(given)}: give a list, for instance [{one}]"
+
+
+class ReadAlready(ast.NodeTransformer):
+    """Puts a name in the place of each stage of a parser's list that it has read; the wrong one comes after them."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Constant:
+        return ast.Constant("NAME")
+
+
+def trouble_of_stage(entry: Any) -> str | None:
+    """Why an entry of a list of stages is none, as it goes on after its key; None for what looks like one."""
+    if isinstance(entry, str):
+        return None
+    if not isinstance(entry, dict):
+        return f"is {entry}: give the name of a stage, or {{class_path: NAME, init_args: {{SETTING: VALUE}}}}"
+    name, *more = entry
+    settings = {setting: given for setting, given in entry.items() if setting not in ("class_path", "init_args")}
+    if "class_path" in entry:
+        settings, name = {**entry.get("init_args", {}), **settings}, entry["class_path"]
+    elif not more and name in [kind.__name__ for kind in choices(Stage)]:
+        settings = entry[name] if isinstance(entry[name], dict) else {}
+    else:
+        return f"is {flow(entry)}, without class_path: write {{class_path: NAME, init_args: {{SETTING: VALUE}}}}"
+    return f"is {flow(entry)}: write {flow({'class_path': name, 'init_args': settings})}"
+
+
+def flow(given: Any) -> str:
+    """A value as a settings file has it, on one line."""
+    return yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=10**6).removesuffix("...\n").strip()
 
 
 def nearest(wrong: str, names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
+from contrastneg.annotations import record_in
 from contrastneg.catalogue import KINDS
 from contrastneg.checks import WrongSetting
 from contrastneg.data.duplicates import THRESHOLD
@@ -17,7 +18,7 @@ from contrastneg.embed import Number
 from contrastneg.encoders import Backbone
 from contrastneg.evaluate.settings import Evaluate
 from contrastneg.export import Target
-from contrastneg.helptext import add_positional, parser_of_verb, read_help_texts
+from contrastneg.helptext import add_positional, page_of_class, parser_of_verb, read_help_texts
 from contrastneg.mistakes import explain
 from contrastneg.runfolder import settings_file
 from contrastneg.subjects import Layer, Subject, open_subject
@@ -205,7 +206,9 @@ def add_encoder(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prefix", type=str, help="Part of another project's checkpoint, where it holds several encoders."
     )
-    parser.add_argument("--random_init", action="store_true", help="Random weights in place of the encoder's own.")
+    parser.add_argument(
+        "--random_init", action="store_true", help="A random encoder: weights drawn by the seed in place of its own."
+    )
     parser.add_argument(
         "--size", type=int, help="Side of the images in pixels; by default what the encoder was made for."
     )
@@ -218,7 +221,7 @@ def add_encoder(parser: ArgumentParser) -> None:
         nargs="+",
         help="Deviation of each channel; by default what the encoder was made for.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of random weights and of limited images.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of a random encoder and of limited images.")
 
 
 def subject_of(options: Namespace) -> Subject:
@@ -291,7 +294,7 @@ def parse_evaluate(arguments: Sequence[str]) -> Evaluate | Compare:
     return settings_of(
         "evaluate",
         Evaluate,
-        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and random weights, "
+        "Judge an encoder: kNN, linear probes, few labels, retrieval, clusters, geometry, beside raw pixels and a random encoder, "
         f"with 95 % bootstrap intervals. {ENCODER}",
         "ENCODER [DATA] [--NAME VALUE ...]\n       contrastneg evaluate --compare RUN RUN [...] [--out FILE]",
         given,
@@ -394,9 +397,16 @@ def bare_flags(arguments: Sequence[str], kind: type) -> list[str]:
 
 
 def parse_simple(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse, with errors as one line."""
+    """Parse, with errors as one line; ``--backbone.help`` and the like end with their page."""
+    given = dashed_names(arguments)
+    for setting in [argument[2:-5] for argument in given if re.fullmatch(r"--\w+\.help", argument)]:
+        annotation = next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == setting), None)
+        if (record := record_in(annotation)) is not None:
+            first = (parser.usage or "").split()[2]  # after the verb
+            print(page_of_class(record, setting, parser.prog.split()[-1], first), end="")
+            raise SystemExit(0)
     try:
-        return parser.parse_args(dashed_names(arguments))
+        return parser.parse_args(given)
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
 

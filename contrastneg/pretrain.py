@@ -34,6 +34,7 @@ from contrastneg.card import (
     oracle_notes,
     queue_notes,
     stage_notes,
+    threshold_notes,
     warmup_notes,
 )
 from contrastneg.config import Pretrain, plain
@@ -126,6 +127,7 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         *batch_norm_notes(config.method, device),
         *queue_notes(config.method, config, len(opened.train), device.world_size),
         *late_stage_notes(config.method, config, len(opened.train), device.world_size),
+        *threshold_notes(config.method, config, len(opened.train), device.world_size),
         *warmup_notes(config.method, config, len(opened.train), device.world_size),
         *oracle_notes(config.method),
         *stage_notes(config.method, config.batch_size * device.world_size),

@@ -107,7 +107,7 @@ class KeyQueue(nn.Module):
             (size, dim), (held, width) = self.keys.shape, saved.shape
             raise ValueError(
                 f"the queue is {size} keys of width {dim} but the checkpoint holds {held} of width {width}: "
-                f"set queue_size to {held} and projector.out to {width}"
+                f"set method.queue_size to {held} and method.projector.out to {width}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._pointer, self._filled = int(self.pointer), int(self.filled)

@@ -41,7 +41,9 @@ def resnet_of_width(name: str, width: float, in_channels: int) -> ResNet:
     """
     published: Any = shape_only(name)
     if not isinstance(published, ResNet) or widths_of(published) != PLANES:
-        raise ValueError(f"backbone.width is {width:g} but {name} has no width to set: choose a ResNet, or width 1")
+        raise ValueError(
+            f"method.backbone.width is {width:g} but {name} has no width to set: choose a ResNet, or width 1"
+        )
     shape: Any = published
     stem_width = max(1, round(shape.bn1.num_features * width / 2))
     deep = isinstance(published.conv1, nn.Sequential)

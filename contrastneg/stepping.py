@@ -69,7 +69,7 @@ def effective_rate(module: Any) -> EffectiveRate:
         return EffectiveRate(settings.lr, f"{settings.lr:g} (not scaled)")
     if images is None:
         raise ValueError(
-            f"optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
+            f"method.optimizer.scale is {settings.scale} but neither the data module nor the loader has a batch_size: "
             "give it one, or set scale to none"
         )
     return learning_rate(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
@@ -103,8 +103,17 @@ def foreign(image_id: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
 
 
 def record_of_step(module: Any) -> Record | None:
-    """An empty record in steps that are logged, for what the stages and the loss do in them."""
-    return Record(module.pipeline.labels(module.device)) if module.training and is_logged(module.trainer) else None
+    """An empty record in steps that are logged, for what the stages and the loss do in them.
+
+    Also in the last of an epoch where sources choose the candidates, which only the step itself can tell of.
+    """
+    if not module.training:
+        return None
+    trainer = module.trainer
+    chosen = any(stage.chooses for stage in module.stages)
+    if not (is_logged(trainer) or (chosen and ends_epoch(trainer, trainer.fit_loop.batch_idx))):
+        return None
+    return Record(module.pipeline.labels(module.device))
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
@@ -116,6 +125,16 @@ def is_logged(trainer: pl.Trainer) -> bool:
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
     return every > 0 and step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
+def ends_epoch(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a micro-batch is the last of its epoch, or of the run.
+
+    Args:
+        trainer: In training.
+        batch_idx: Place of the micro-batch in the epoch.
+    """
+    return batch_idx + 1 >= trainer.num_training_batches or 0 < trainer.max_steps <= trainer.global_step + 1
 
 
 def step_outputs(
@@ -143,13 +162,14 @@ def step_outputs(
     shown = distributed.total(sums) if is_logged(module.trainer) else sums
     module.log("train/loss", shown[0] / shown[1], batch_size=len(first))
     module.log("train/accuracy", shown[2] / shown[3], batch_size=len(first))
-    if module.record is not None:
-        for name, number in module.record.reduced().items():
-            module.log(name, number, batch_size=len(first))
+    noted = {} if module.record is None else module.record.reduced()
+    for name, number in noted.items():
+        module.log(name, number, batch_size=len(first))
     module.log("train/lr", module.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(first))
     return {
         "loss": loss,
         "features": features.detach(),
         "image_id": image_id,
         "sums": sums,  # loss, queries, hits, queries with a candidate; of this rank
+        **{name: number for name, number in noted.items() if name.startswith("candidates/")},
     }

@@ -144,7 +144,7 @@ def open_subject(
     if size is not None and size != subject.views.size:
         subject = of_size(subject, size)
     if random_init:
-        told = f"random weights by seed {seed}, as asked"
+        told = f"a random encoder by seed {seed}, as asked"
         return replace(
             subject, network=subject.untrained(seed), projector=None, step=None, notes=(*subject.notes, told)
         )
@@ -265,7 +265,7 @@ def own_file(path: Path, address: str, facts: dict[str, Any]) -> Subject:
         return build_backbone(settings, views.size, load_pretrained=False)
 
     network = build()
-    load_strictly(network, read_tensors(path), settings, path)
+    load_strictly(network, read_tensors(path), settings, path, "it is damaged, get it anew")
     run = path.parent if (path.parent / "config.yaml").exists() and path.name == "encoder.safetensors" else None
     name = path.resolve().parent.name if path.name == "encoder.safetensors" else path.stem
     data = facts.get("data") or (None if run is None else data_of_run(run))
@@ -391,9 +391,9 @@ def timm_subject(name: str, address: str, size: int | None, random_init: bool) -
     try:
         network: Any = build_backbone(settings, size)
     except ValueError as error:  # which names the settings of a run
-        told = str(error).replace("set backbone.pretrained to false", "give --random-init for random ones")
+        told = str(error).replace("set method.backbone.pretrained to false", "give --random-init for random ones")
         told = told.replace("views.size", "size")
-        raise ValueError(told.replace("backbone.name ", "timm:", 1)) from error
+        raise ValueError(told.replace("method.backbone.name ", "timm:", 1)) from error
     published = network.pretrained_cfg
     interpolation = published.get("interpolation", "bilinear")
     views = Views(

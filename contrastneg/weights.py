@@ -7,7 +7,7 @@ branches, optimizers) is named, not dropped in silence.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,10 @@ def read_foreign(path: Path, backbone: Backbone | None = None, prefix: str | Non
     heads = MOCO_V3_SMALL_HEADS if "base_encoder" in name and backbone.name == "vit_small_patch16_224" else None
 
     def build() -> nn.Module:
-        network = build_backbone(backbone)
+        try:
+            network = build_backbone(backbone)
+        except ValueError as error:  # which names the settings of a run
+            raise ValueError(str(error).replace("method.backbone.", "backbone.")) from error
         if heads is not None:
             set_heads_(network, heads)
         return network
@@ -173,30 +176,46 @@ def recognise(state: Mapping[str, Tensor], prefix: str, path: Path) -> Backbone:
     Raises:
         ValueError: None that is known has them.
     """
-    if "blocks.0.attn.qkv.weight" in state:
-        for name in TRANSFORMERS:
-            backbone = Backbone(name=name)
-            if fits(state, backbone):
-                return backbone
-    elif "conv1.weight" in state:
-        channels, in_channels, side = *state["conv1.weight"].shape[:2], state["conv1.weight"].shape[-1]
-        stem = "cifar" if side == 3 else "imagenet"
-        for name in RESNETS:
-            backbone = Backbone(name=name, stem=stem, width=channels / 64, in_channels=int(in_channels))
-            if fits(state, backbone):
-                return backbone
+    lacking: dict[str, set[str]] = {}
+    for backbone in possible(state):
+        own = shapes_of(backbone)
+        theirs = shapes_in(state, own)
+        if theirs == own:
+            return backbone
+        if theirs.items() <= own.items():
+            lacking[backbone.name] = own.keys() - theirs.keys()
+    if lacking:
+        name, missing = min(lacking.items(), key=lambda pair: len(pair[1]))
+        raise ValueError(
+            f"{path}: the encoder under {prefix!r} would be {name} but lacks {some(missing)}: give a whole file"
+        )
     raise ValueError(
         f"{path}: the encoder under {prefix!r} is none of {', '.join((*RESNETS, *TRANSFORMERS))} at any width: name it "
         "with --backbone.name"
     )
 
 
-def fits(state: Mapping[str, Tensor], backbone: Backbone) -> bool:
-    """Whether a network has these tensors, heads aside; nothing is allocated."""
+def possible(state: Mapping[str, Tensor]) -> Iterator[Backbone]:
+    """The networks that tensors may belong to, by their first layer."""
+    if "blocks.0.attn.qkv.weight" in state:
+        yield from map(Backbone, TRANSFORMERS)
+    elif "conv1.weight" in state:
+        channels, in_channels, side = *state["conv1.weight"].shape[:2], state["conv1.weight"].shape[-1]
+        stem = "cifar" if side == 3 else "imagenet"
+        for name in RESNETS:
+            yield Backbone(name=name, stem=stem, width=channels / 64, in_channels=int(in_channels))
+
+
+def shapes_of(backbone: Backbone) -> dict[str, torch.Size]:
+    """Shape of each tensor of a network by name, batch norm's counters aside; nothing is allocated."""
     with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in build_backbone(backbone).state_dict().items()}
-    theirs = {key: tensor.shape for key, tensor in without_heads(state, shapes).items() if not key.endswith(COUNTER)}
-    return theirs == {key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)}
+        tensors = build_backbone(backbone).state_dict()
+    return {key: tensor.shape for key, tensor in tensors.items() if not key.endswith(COUNTER)}
+
+
+def shapes_in(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, torch.Size]:
+    """Shape of each tensor of a file by name, heads that a network does not have and counters aside."""
+    return {key: tensor.shape for key, tensor in without_heads(state, own).items() if not key.endswith(COUNTER)}
 
 
 def without_heads(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
@@ -204,8 +223,21 @@ def without_heads(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
     return {key: tensor for key, tensor in state.items() if key in own or key.split(".")[0] not in CLASSIFIERS}
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> None:
+def load_strictly(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    backbone: Backbone,
+    path: Path,
+    advice: str = "give a whole file, or name another --backbone.name",
+) -> None:
     """Put tensors into a network, every one into its place; batch norm's counters alone may be missing.
+
+    Args:
+        network: Takes them.
+        state: The tensors.
+        backbone: What the network is, for the message.
+        path: Where they are from.
+        advice: What to do where they do not fit.
 
     Raises:
         ValueError: A tensor is missing, surplus or of another shape.
@@ -221,7 +253,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], backbone: Bac
         if keys
     ]
     if problems:
-        raise ValueError(f"{path} does not fit {backbone.name} ({'; '.join(problems)}): name another --backbone.name")
+        raise ValueError(f"{path} does not fit {backbone.name} ({'; '.join(problems)}): {advice}")
     network.load_state_dict(state)
 
 

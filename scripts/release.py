@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "checkpoints"
 BEGIN, END = "<!-- table of checkpoints -->", "<!-- end of the table -->"
 HEAD = (
-    "| encoder | method | trained on | time | kNN | linear | logistic | random weights kNN / logistic | raw pixels kNN / logistic |\n"
+    "| encoder | method | trained on | time | kNN | linear | logistic | random encoder kNN / logistic | raw pixels kNN / logistic |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 LOCAL = ("data", "val", "root", "run")  # settings that hold paths of the machine it was trained on

@@ -161,9 +161,9 @@ def test_groups_change_the_statistics_that_keys_are_normalised_with():
 
 
 def test_a_group_without_two_values_per_channel_is_refused():
-    with pytest.raises(ValueError, match="lower bn_splits or raise batch_size"):
+    with pytest.raises(ValueError, match="lower method.bn_splits or raise batch_size"):
         SplitBatchNorm2d(5, 8)(images(4))
-    with pytest.raises(ValueError, match="lower bn_splits or raise batch_size"):
+    with pytest.raises(ValueError, match="lower method.bn_splits or raise batch_size"):
         SplitBatchNorm2d(5, 1)(images(0))
     with pytest.raises(ValueError, match="at least two values per channel"):
         SplitBatchNorm2d(5, 4)(torch.randn(4, 5, 1, 1))

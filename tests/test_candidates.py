@@ -177,3 +177,78 @@ def test_a_batch_must_have_the_candidates_that_stages_ask_for_unless_a_source_gi
         check_batch(SimCLR(**small, stages=[HardestSubset(15)]), 8)
     check_batch(SimCLR(**small, stages=[MemoryBank(count=99), HardestSubset(15)]), 8)
     check_batch(MoCo(**small, queue_size=15, stages=[HardestSubset(15)]), 8)
+
+
+def pairs_by_hand(table, labels):
+    """Own pairs among candidates, and pairs of one class among those of two images of known class, one by one."""
+    key_id = table.key_id.expand(len(table.query_id), -1).tolist()
+    weights = table.log_weight.tolist()
+    own = there = same = known = 0
+    for i, query in enumerate(table.query_id.tolist()):
+        for key, weight in zip(key_id[i], weights[i], strict=True):
+            mine = key == query
+            there += mine or weight > -math.inf
+            own += mine
+            if not mine and weight > -math.inf and key >= 0 and min(labels[key], labels[query]) >= 0:
+                known += 1
+                same += int(labels[key] == labels[query])
+    return own / there if there else math.nan, same / known if known else math.nan
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("MoCo", "added bank"), ("MoCo", "bank"), ("MoCo", "graph walk"), ("MoCo", "cache"), ("SimCLR", "added bank")],
+)
+def test_what_sources_choose_is_counted_as_it_is_pair_by_pair(tmp_path, monkeypatch, kind, source):
+    import csv
+
+    import contrastneg
+    from contrastneg import Backbone, Head, Optimizer, Views
+    from contrastneg.candidates import CandidateShares
+    from contrastneg.data.module import PretrainData
+    from contrastneg.data.shapes import shapes
+    from contrastneg.negatives import Edges, GraphWalk, HardCache, MemoryBank, Record
+    from contrastneg.runfolder import MetricsCsv
+
+    stage = {
+        "added bank": lambda: MemoryBank(count=7, combine="append"),
+        "bank": lambda: MemoryBank(count=7),
+        "graph walk": lambda: GraphWalk(edges=Edges(4, start=1)),
+        "cache": lambda: HardCache(size=6, count=3, explore=4),
+    }[source]()
+    pictures = shapes("train").subset(torch.arange(0, 2000, 50))
+    data = PretrainData(pictures, Views(size=16), batch_size=6)
+    labels = data.label_table()
+    labels[pictures.image_id[:5]] = -1
+    monkeypatch.setattr(data, "label_table", lambda: labels)
+    counted, plain = {}, Record.note_candidates
+
+    def counting(record, table):
+        counted[trainer.global_step] = pairs_by_hand(table, labels.tolist())
+        plain(record, table)
+
+    monkeypatch.setattr(Record, "note_candidates", counting)
+    settings = {"queue_size": 60} if kind == "MoCo" else {}
+    method = getattr(contrastneg, kind)(
+        Backbone(name="resnet9", width=0.125), Head(out=16), optimizer=Optimizer(lr=0.1), stages=[stage], **settings
+    )
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=MetricsCsv(tmp_path / "metrics.csv", lambda: 0.0),
+        callbacks=[CandidateShares(labels)], log_every_n_steps=4,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(method, datamodule=data)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row["train/loss"]]
+    assert [int(row["step"]) for row in steps] == [3, 7, 11, 15]
+    for row in steps:
+        found = [float(row[f"candidates/{name}"]) for name in ("own", "same_class")]
+        assert found == pytest.approx(counted[int(row["step"])], rel=1e-5, nan_ok=True)
+    ends = [row for row in rows if row["epoch/own"]]
+    assert len(ends) == 3
+    for number, row in enumerate(ends):  # the last step of each epoch, logged or not
+        found = [float(row[f"epoch/{name}"]) for name in ("own", "same_class")]
+        assert found == pytest.approx(counted[6 * number + 5], rel=1e-5, nan_ok=True)
+    if source == "added bank" and kind == "MoCo":
+        assert all(share > 0 for share in counted[15])  # old keys of one's own in queue and bank

@@ -104,6 +104,31 @@ def test_a_run_that_max_steps_cuts_short_ends_before_the_stage_begins():
         assert len(late_stage_notes(method, settings, images=107, world_size=1)) == told
 
 
+def test_thresholds_that_cannot_have_come_down_when_they_begin_to_act_are_told_with_the_step():
+    from contrastneg import Pretrain, SimCLR
+    from contrastneg.card import threshold_notes
+    from contrastneg.negatives import Clock, Facts, GlobalQuantile, Negatives
+
+    stage = GlobalQuantile(rate=0.05, begin_at=0.5)
+    method = SimpleNamespace(stages=[stage])
+    settings = Pretrain(method=SimCLR(**small()), batch_size=10, epochs=8)
+    (note,) = threshold_notes(method, settings, images=107, world_size=1)
+    assert note.startswith("method.stages[0] GlobalQuantile acts from step 40 of 80 on (begin_at 0.5)")
+    assert "can have come down to 0.80, and to 0.60 by the end" in note
+    long = Pretrain(method=SimCLR(**small()), batch_size=10, epochs=40)  # down to 0 when they begin to act
+    assert threshold_notes(method, long, images=107, world_size=1) == []
+    late = SimpleNamespace(stages=[GlobalQuantile(begin_at=1.0)])  # which is told as doing nothing
+    assert threshold_notes(late, settings, images=107, world_size=1) == []
+
+    stage.begin(Facts(images=2, dim=2))
+    query, clock = torch.eye(2), Clock(0, 80, 0.0, 0)
+    for _ in range(4):  # epochs
+        table = Negatives.of(query, query, query, query_id=torch.arange(2), key_id=torch.arange(2))
+        stage(table, clock)
+        stage.update(query, torch.arange(2), clock)
+    torch.testing.assert_close(stage.threshold, torch.full((2,), 0.8))
+
+
 def small():
     from contrastneg import Backbone
 

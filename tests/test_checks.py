@@ -250,10 +250,10 @@ LINES = {
         "method.stages[0].count: Ramp.parts is 0: give at least 1"
     ),
     f"[{FIRST}, {{class_path: HardestSubset, init_args: {{count: 65}}}}]": (
-        "method.stages[1].count of HardestSubset is 65 but the queue holds 64 keys: raise queue_size, or ask for fewer"
+        "method.stages[1].count of HardestSubset is 65 but the queue holds 64 keys: raise method.queue_size, or ask for fewer"
     ),
     "[{class_path: MoCHi, init_args: {pool: 100}}]": (
-        "method.stages[0].pool of MoCHi is 100 but the queue holds 64 keys: raise queue_size, or ask for fewer"
+        "method.stages[0].pool of MoCHi is 100 but the queue holds 64 keys: raise method.queue_size, or ask for fewer"
     ),
     f"[{FIRST}, {{class_path: OracleSameLabel}}]": (
         "method.stages[1] OracleSameLabel (eliminate) stands after method.stages[0] UniformSubset (select): "

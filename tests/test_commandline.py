@@ -180,7 +180,14 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         ),
         (["shapes", "--method.optimizer.lr", "abc"], "method.optimizer.lr is abc: give a number"),
         (["shapes", "--precision", "half"], "choose from auto, float32, bfloat16, float16, float64"),
-        (["shapes", "--method.backbone.name", "resnet81"], "did you mean resnet"),
+        (
+            ["shapes", "--method.backbone.name", "resnet81"],
+            "contrastneg: method.backbone.name 'resnet81' is not known to timm: did you mean resnet",
+        ),
+        (
+            ["shapes", "--method.backbone.name", "test_vit", "--method.backbone.width", "0.5"],
+            "contrastneg: method.backbone.width is 0.5 but test_vit has no width to set",
+        ),
         (["shapes", "--epochs", "0"], "contrastneg: epochs is 0: give a number of at least 1"),
         (["shapes", "--clip", "-1"], "contrastneg: clip is -1.0: give a number above 0"),
         (
@@ -223,7 +230,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(path):
         (["--resume", "nowhere", "--epochs", "3"], "a resumed run keeps its own settings"),
         (["shapes", "--method.stages+=MoCHy", "--method", "MoCo"], "MoCHi"),
         (["shapes", "--method.loss", "Debias"], "there is no class 'Debias' here: did you mean Debiased?"),
-        (["shapes", "--method.loss", "MoCHi"], "method.loss: MoCHi is a stage: method.stages"),
+        (["shapes", "--method.loss", "MoCHi"], "method.loss: MoCHi is a stage, which belongs to method.stages"),
         (
             ["shapes", "--method.loss", "Debiased", "--method.loss.class_priors", "0.2"],
             "there is no setting 'class_priors' in Debiased: did you mean class_prior?",

@@ -108,20 +108,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_reading_and_is_told_
     progress.pause()
 
 
-def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_is_shown(capsys):
+def test_the_legend_says_whose_choice_the_candidates_are_that_shares_are_of(capsys):
     from contrastneg import Backbone, Head, MoCo
     from contrastneg.console import EpochLine, Output, RunProgress
     from contrastneg.negatives import MemoryBank
 
     means = {"epoch/loss": 1.5, "epoch/accuracy": 0.5, "candidates/empty_rows": 0.0}
+    means |= {"epoch/own": float("nan"), "epoch/same_class": 0.25}  # no candidate, so that there is no share
     metrics = {name: torch.tensor(number) for name, number in means.items()}
     trainer = MagicMock(
         spec=Trainer, is_global_zero=True, current_epoch=0, max_epochs=2, max_steps=-1, callback_metrics=metrics
     )
     small = Backbone(name="resnet9", width=0.125), Head(out=4)
     before = "every key of another image, before the stages"
-    chosen = "candidates: chosen by MemoryBank: shares of the queue or batch are not shown"
-    added = "candidates: those of the queue or batch, and those added by MemoryBank: shares of the former alone are not"
+    chosen = "candidates: chosen by MemoryBank\n"
+    added = "candidates: those of the queue or batch, and those added by MemoryBank\n"
     for stages, told in (([], ()), ([MemoryBank(count=4)], (chosen,)), ([MemoryBank(4, "append")], (added,))):
         line = EpochLine(Output(), RunProgress(Output(), bar=False))
         for _ in range(2):
@@ -130,6 +131,9 @@ def test_the_legend_says_whose_choice_the_candidates_are_where_no_share_of_them_
         assert printed.count("loss 1.500  accuracy 50.0 %") == 2
         assert [printed.count(words) for words in (chosen, added)] == [words in told for words in (chosen, added)]
         assert printed.count(before) == (1 if stages else 0)
+        assert printed.count("of the query's class, after the sources") == (1 if stages else 0)
+        assert printed.count("same class 25.0 %") == 2
+        assert "nan" not in printed
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from contrastneg.negatives import (
     MoCHi,
     Negatives,
     Stage,
+    SynCo,
     UniformSubset,
     check_pipeline,
     run_stages,
@@ -132,3 +133,13 @@ def test_counts_beyond_a_cache_are_noted_and_those_that_fit_are_not():
     assert doubts([HardCache(count=30, combine="append"), HardestSubset(500)], InfoNCE(), batch=None) == []
     assert doubts([UniformSubset(Linear(64, 256)), HardestSubset(64)], InfoNCE(), batch=None) == []
     assert doubts([UniformSubset(64), MoCHi(pool=64)], InfoNCE(), batch=None) == []
+
+
+def test_more_mixes_of_two_than_a_pool_has_pairs_are_noted_once():
+    (note,) = doubts([MoCHi(pool=8, pair_mixes=29)], InfoNCE(), batch=None)
+    assert note.startswith(
+        "method.stages[0] MoCHi has pair_mixes 29 but a pool of 8 has 28 distinct pairs: several mixes"
+    )
+    (note,) = doubts([SynCo(pool=Linear(4, 64), mixed=7)], InfoNCE(), batch=None)
+    assert note.startswith("method.stages[0] SynCo has mixed 7 but a pool of 4 has 6 distinct pairs")
+    assert doubts([MoCHi(pool=8, pair_mixes=28), SynCo(pool=64)], InfoNCE(), batch=None) == []

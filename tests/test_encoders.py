@@ -197,7 +197,9 @@ def test_published_weights_are_fetched_for_a_new_run_only(fetched):
 
 
 def test_published_weights_do_not_meet_the_stem_of_small_images(fetched):
-    with pytest.raises(ValueError, match="set backbone.stem to imagenet, or pretrained to false"):
+    with pytest.raises(
+        ValueError, match="set method.backbone.stem to imagenet, or method.backbone.pretrained to false"
+    ):
         build_backbone(Backbone(pretrained=True), 32)
     assert not fetched
     build_backbone(Backbone(name="test_vit", pretrained=True), 32, load_pretrained=False)  # no ResNet: nothing to say

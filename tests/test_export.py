@@ -257,6 +257,18 @@ def test_what_a_target_does_not_have_is_refused_in_one_line(kind, target, words,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_several_targets_those_refused_are_told_each_with_its_reason_and_those_that_could_be_had(tmp_path):
+    from contrastneg.export import export
+
+    with pytest.raises(ValueError) as refused:
+        export(encoder("nine"), ["safetensors", "torchvision", "timm", "onnx"], tmp_path / "out")
+    told = str(refused.value)
+    assert told.startswith("nothing was written: torchvision has no resnet9")
+    assert "; timm has no resnet9" in told
+    assert told.endswith("; of these, --to safetensors onnx can be written")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_of_torchvision_goes_back_to_torchvision(tmp_path):
     from contrastneg.export import export
     from contrastneg.subjects import open_subject

@@ -3,11 +3,11 @@
 import pytest
 
 
-def page(capsys, *arguments):
+def page(capsys, *arguments, verb="pretrain"):
     from contrastneg.__main__ import main
 
     with pytest.raises(SystemExit, match="0"):
-        main(["pretrain", *arguments])
+        main([verb, *arguments])
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -63,4 +63,28 @@ def test_help_says_which_numbers_may_be_schedules(capsys):
     assert "a number or a schedule; default: 1" in text
     assert (
         "a number or a schedule" not in page(capsys, "--method.loss.help", "SogCLR").partition("--method.loss.gamma")[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [("pretrain", ["--help"]), ("pretrain", ["--method.help", "MoCo"]), ("evaluate", ["--help"]), ("evaluate", ["--backbone.help"])],
+)  # fmt: skip
+def test_help_shows_nothing_that_only_the_parser_knows(capsys, verb, arguments):
+    text = page(capsys, *arguments, verb=verb)
+    for words in ("CLASS_PATH_OR_NAME", "Path to a configuration file", "Linked arguments", "flags customizes", "Help for --",
+                  "type: ", "default: False", "a list of numbers; default: [knn"):  # fmt: skip
+        assert words not in text
+
+
+def test_help_of_a_setting_that_has_a_page_of_its_own_names_it(capsys):
+    text = page(capsys, "--method.help", "MoCo")
+    assert "--method.predictor.help lists its settings" in text
+    assert "UnMix; --method.mixing.help NAME tells of each" in text
+    assert "default: 0.999; --method.momentum.help lists schedules" in text
+    of_run = page(capsys, "--help")
+    assert "--print_config Print the settings that result" in of_run
+    assert "default: [0.485, 0.456, 0.406]" in of_run  # as it must be written
+    assert "usage: contrastneg evaluate ENCODER [--backbone.NAME VALUE ...]" in page(
+        capsys, "--backbone.help", verb="evaluate"
     )

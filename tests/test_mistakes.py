@@ -29,17 +29,19 @@ def stages_file(tmp_path, *stages):
         ("MemoryBank", {"bank": {"momentm": 0.4}}, "in Bank: did you mean momentum?"),
         ("GraphWalk", {"edges": {"neighbors": 4}}, "in Edges: did you mean neighbours?"),
         ("MetadataTiers", {"tiers": [{"column": "a", "acton": "remove"}]}, "in Tier: did you mean action?"),
-        ("MetadataTiers", {"tiers": [{"column": "a", "action": "delete"}]}, "tiers.action is delete: choose from remove, attract, weigh"),
-        ("UniformSubset", {"count": "many"}, "method.stages.count is many: give a whole number, or a schedule: choose from Cosine"),
+        ("MetadataTiers", {"tiers": [{"column": "a", "action": "delete"}]},
+         "method.stages[0].init_args.tiers[0].action is delete: choose from remove, attract, weigh"),
+        ("UniformSubset", {"count": "many"},
+         "method.stages[0].init_args.count is many: give a whole number, or a schedule: choose from Cosine"),
         ("no_such_module.Stage", {}, "there is no module 'no_such_module'"),
         ("contrastneg.negatives.MoCHy", {}, "module 'contrastneg.negatives' has no class 'MoCHy': did you mean MoCHi?"),
-        ("MoCHi", {"warmup_epochs": "abc"}, "method.stages.warmup_epochs is abc: give a number"),
+        ("MoCHi", {"warmup_epochs": "abc"}, "method.stages[0].init_args.warmup_epochs is abc: give a number"),
         ("torch.nn.Linear", {}, "torch.nn.Linear, which is no Stage"),
         ("MetadataTiers", {}, "method.stages.tiers is missing: MetadataTiers needs it, for instance "
          "{class_path: MetadataTiers, init_args: {tiers: [{column: NAME}]}}"),
         ("MetadataTiers", {"tiers": [{"action": "remove"}]}, "tiers.column is missing: Tier needs it, for instance {column: NAME}"),
         ("MoCHi", {"pool": {"class_path": "Linear"}}, "method.stages.pool.start and method.stages.pool.end are missing: Linear needs them"),
-        ("SameCluster", {"clusters": 500}, "method.stages.clusters is 500: give a list of whole numbers, for instance [500]"),
+        ("SameCluster", {"clusters": 500}, "method.stages[0].init_args.clusters is 500: give a list of whole numbers, for instance [500]"),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_a_stage_is_answered_with_a_name_of_the_right_kind(tmp_path, stage, settings, words):
@@ -56,8 +58,8 @@ UNIFORM = {"class_path": "UniformSubset"}
         ([UNIFORM, "Mochi"], "[1]: there is no class 'Mochi' here: did you mean MoCHi?"),
         ([{"class_path": "Banana"}],
          "[0].class_path: there is no class 'Banana' here: give a stage, `contrastneg catalogue` lists them"),
-        ([UNIFORM, {"class_path": "InfoNCE"}], "[1].class_path: InfoNCE is a loss: method.loss"),
-        ([{"class_path": "contrastneg.objectives.InfoNCE"}], "[0].class_path: InfoNCE is a loss: method.loss"),
+        ([UNIFORM, {"class_path": "InfoNCE"}], "[1].class_path: InfoNCE is a loss, which belongs to method.loss"),
+        ([{"class_path": "contrastneg.objectives.InfoNCE"}], "[0].class_path: InfoNCE is a loss, which belongs to method.loss"),
         ([{**UNIFORM, "init_args": {"count": 4}}, {"class_path": "MoCHi", "init_args": {"pol": 5}}],
          "[1].init_args.pol: there is no setting 'pol' in MoCHi: did you mean pool?"),
         ([{**UNIFORM, "init_args": {"count": 4}}, {"class_path": "HardnessWeight", "init_args": {"count": 4}}],
@@ -75,10 +77,37 @@ def test_a_wrong_name_among_the_stages_of_a_file_is_answered_with_the_key_as_it_
 
 
 @pytest.mark.parametrize(
+    ("stages", "line"),
+    [
+        ([{**UNIFORM, "count": 3}],
+         "[0] is {class_path: UniformSubset, count: 3}: write {class_path: UniformSubset, init_args: {count: 3}}"),
+        ([UNIFORM, {"MoCHi": {"pool": 3}}], "[1] is {MoCHi: {pool: 3}}: write {class_path: MoCHi, init_args: {pool: 3}}"),
+        ([{"init_args": {"pool": 3}}],
+         "[0] is {init_args: {pool: 3}}, without class_path: write {class_path: NAME, init_args: {SETTING: VALUE}}"),
+        ([UNIFORM, 5], "[1] is 5: give the name of a stage, or {class_path: NAME, init_args: {SETTING: VALUE}}"),
+        ([{"class_path": "MoCHi", "init_args": [3]}], " has init_args that are no settings: write {NAME: VALUE}"),
+        ([{**UNIFORM, "init_args": {"count": 8}}, {**UNIFORM, "init_args": {"count": 8.5}}],
+         "[1].init_args.count is 8.5: give a whole number or a schedule"),
+    ],
+)  # fmt: skip
+def test_a_stage_written_in_another_way_is_answered_with_the_way_to_write_it(tmp_path, stages, line):
+    assert answer(*stages_file(tmp_path, *stages)) == f"method.stages{line}"
+
+
+def test_what_is_no_list_of_stages_is_answered_with_a_list():
+    moco = ["shapes", "--method", "MoCo", "--views.size", "32"]
+    one = "{class_path: MoCHi, init_args: {pool: 3}}"
+    assert answer(*moco, "--method.stages", one) == f"method.stages is {one}: give a list, for instance [{one}]"
+    assert answer(*moco, "--method.stages.pool", "3") == (
+        "method.stages.pool is given but no stage that has it: give --method.stages+ NAME before it"
+    )
+
+
+@pytest.mark.parametrize(
     ("loss", "line"),
     [
-        ("{class_path: MoCHi}", "method.loss.class_path: MoCHi is a stage: method.stages"),
-        ("MoCo", "method.loss: MoCo is a method: method"),
+        ("{class_path: MoCHi}", "method.loss.class_path: MoCHi is a stage, which belongs to method.stages"),
+        ("MoCo", "method.loss: MoCo is a method, which belongs to method"),
         ("Banana", "method.loss: there is no class 'Banana' here: give a loss, `contrastneg catalogue` lists them"),
         ("{class_path: Debiased, init_args: {class_prio: 0.1}}",
          "method.loss.init_args.class_prio: there is no setting 'class_prio' in Debiased: did you mean class_prior?"),

@@ -209,7 +209,7 @@ def test_untrained_weights_are_a_function_of_the_seed_and_of_nothing_else(kind, 
     assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
     drawn = open_subject(address, random_init=True, seed=3)
     assert all(torch.equal(tensor, drawn.network.state_dict()[name]) for name, tensor in first.items())
-    assert "random weights by seed 3, as asked" in drawn.notes
+    assert "a random encoder by seed 3, as asked" in drawn.notes
     assert not drawn.network.training
 
 
@@ -302,6 +302,7 @@ def test_broken_files_are_refused_in_one_line(run, tmp_path):
     with safe_open(path, "pt") as file:
         save_file(tensors, tmp_path / "bare.safetensors", metadata=file.metadata())
     assert_refused(tmp_path / "bare.safetensors", "does not fit resnet9 (missing: ")
+    assert_refused(tmp_path / "bare.safetensors", "it is damaged, get it anew")
 
 
 def test_settings_that_nothing_would_read_are_refused(run):

@@ -10,8 +10,9 @@ import torch
 
 from contrastneg import distributed
 from contrastneg.config import Pretrain
-from contrastneg.data.scan import in_short, scan
+from contrastneg.data.scan import UnusableImages, in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
+from contrastneg.data.subsets import order_of_choice
 from contrastneg.randomness import generator
 from contrastneg.wording import HELD_OUT_NOTE, count_of
 
@@ -184,15 +185,15 @@ def open_labelled(
     Raises:
         ValueError: An address cannot be opened, images cannot be read and the policy is ``raise``, or ``test`` has no labels.
     """
-    bank, notes = opened_to_judge(settings, address, "train", channels)
+    bank = open_source(address, root=settings.root, channels=channels)
+    notes: list[str] = []
     if not has_labels(bank):
         if test is not None:
             raise ValueError(
                 f"{address} has no labels: a test set can be asked about only where labelled images answer"
             )
         return without_queries(bank, settings, most, notes, "no labels: scores that need them are left out")
-    queries, told = asked_about(settings, address, test, channels, bank.classes)
-    notes += told
+    queries = asked_about(settings, address, test, channels, bank.classes)
     if queries is None or not has_labels(queries):
         kept, queries = hold_out(bank, settings.seed)
         if len(queries) == 0:
@@ -202,39 +203,41 @@ def open_labelled(
             f"no labelled test images: scores are tested on every {HELD_OUT}th labelled image and learn from the others; an encoder that "
             "was pretrained on this set has seen them all"
         )
-    bank = limited(bank, "training images", most, settings.seed, notes)
-    queries = limited(queries, "test images", most_asked, settings.seed, notes)
+    bank = looked_at(bank, "training images", most, settings, notes)
+    queries = looked_at(queries, "test images", most_asked, settings, notes)
     notes += unanswered_notes(bank, queries)
     both = {loading_of(bank, settings), loading_of(queries, settings)}
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
 
 
-def opened_to_judge(
-    settings: Reading, address: str, split: str, channels: int, classes: list[str] | None = None
-) -> tuple[ImageSet, list[str]]:
-    """What can be read of one split of a set, and notes about it."""
-    source = open_source(address, split=split, root=settings.root, channels=channels, classes=classes)
-    found = usable(source, settings, whole=settings.loading == "memory")
-    return found.images, [*found.notes]
-
-
 def asked_about(
     settings: Reading, address: str, test: str | None, channels: int, classes: list[str] | None
-) -> tuple[ImageSet | None, list[str]]:
-    """The test images of a set, or of the one named to test on (all of it, where it has one split), and notes about them.
+) -> ImageSet | None:
+    """The test images of a set, or of the one named to test on (all of it, where it has one split).
 
     Raises:
         ValueError: The set named to test on has no labels.
     """
     try:
-        queries, notes = opened_to_judge(settings, test or address, "test", channels, classes)
+        queries = open_source(test or address, split="test", root=settings.root, channels=channels, classes=classes)
     except NoSuchSplit:
         if test is None:
-            return None, []
-        queries, notes = opened_to_judge(settings, test, "train", channels, classes)
+            return None
+        queries = open_source(test, root=settings.root, channels=channels, classes=classes)
+    if test is None and queries.split != "test":  # the only split, whose images must not be asked about themselves
+        return None
     if test is not None and queries.labels is None:
         raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
-    return queries, notes
+    return queries
+
+
+def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:
+    """Those of at most so many images that can be read, and notes about what that leaves out."""
+    found = usable_up_to(source, count, settings, whole=settings.loading == "memory")
+    notes += found.notes
+    if count is not None and count < len(source):
+        notes.append(chosen_note(source, what, len(found.images)))
+    return found.images
 
 
 def without_queries(bank: ImageSet, settings: Reading, most: int | None, notes: list[str], reason: str) -> LabelledData:
@@ -247,7 +250,7 @@ def without_queries(bank: ImageSet, settings: Reading, most: int | None, notes: 
         notes: What a reader must know already.
         reason: Why no label can be asked about.
     """
-    bank = limited(bank, "images", most, settings.seed, notes)
+    bank = looked_at(bank, "images", most, settings, notes)
     return LabelledData(bank, bank, loading_of(bank, settings), [*notes, reason])
 
 
@@ -260,9 +263,14 @@ def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: li
     """At most so many images, and a note where that leaves some out."""
     if count is None or count >= len(source):
         return source
-    how = "at random" if source.labels is None else "as equally many of each class as possible"
-    notes.append(f"{count:,} of {len(source):,} {what} are used, {how}")
+    notes.append(chosen_note(source, what, count))
     return limit_images(source, count, seed)
+
+
+def chosen_note(source: ImageSet, what: str, count: int) -> str:
+    """How many of a set's images are used, and how they were chosen."""
+    how = "at random" if source.labels is None else "as equally many of each class as possible"
+    return f"{count:,} of {len(source):,} {what} are used, {how}"
 
 
 def under(purpose: str, lines: list[str]) -> list[str]:
@@ -311,17 +319,43 @@ def with_labels(source: ImageSet) -> ImageSet:
 
 def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
     """The images to pretrain on, and where their pixels will be."""
-    found = usable(full, config, whole=config.loading == "memory")
+    found = usable_up_to(full, config.limit_images, config, whole=config.loading == "memory")
     train, lines, notes, bad = found.images, found.lines, found.notes, found.bad
-    if config.limit_images is not None:
-        train = limit_images(train, config.limit_images, config.seed)
-        lines = [*lines, f"limited to {len(train):,} images"]
-        notes = [*notes, *limit_notes(train, len(found.images), scored_on_it)]
+    if config.limit_images is not None and config.limit_images < len(full):
+        lines = [*lines, f"limited to these of {count_of(len(full), 'picture')}; the others were not looked at"]
+        notes = [*notes, limit_note(train, len(full), scored_on_it)]
     loading = loading_of(train, config)
     if loading == "memory" and not found.decoded:  # few of a set too large to be decoded whole
         again = usable(train, config, whole=True)
         train, notes, bad = again.images, [*notes, *again.notes], [*bad, *again.bad]
     return Usable(train, lines, notes, bad, found.decoded), loading
+
+
+def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bool) -> Usable:
+    """As many images that can be read, as equally many of each class as possible; of a limited set no other is looked at.
+
+    One that cannot be read makes place for the next that the limit would take.
+
+    Args:
+        source: The set.
+        count: At most so many; None takes all.
+        config: How sets are read; its seed says which images.
+        whole: As in :func:`usable`.
+    """
+    if count is None or count >= len(source):
+        return usable(source, config, whole)
+    order, taken = order_of_choice(source, config.seed), count
+    while True:
+        lacking = count
+        try:
+            found = usable(source.subset(order[:taken].sort().values), config, whole)
+            lacking -= len(found.images)
+            if lacking == 0 or taken >= len(source):
+                return found
+        except UnusableImages:
+            if config.on_bad_image == "raise" or taken >= len(source):
+                raise
+        taken += lacking
 
 
 def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
@@ -341,13 +375,11 @@ def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     return Usable(kept, report.lines(), notes, report.bad, report.decoded)
 
 
-def limit_notes(train: ImageSet, whole: int, scored_on_it: bool) -> list[str]:
+def limit_note(train: ImageSet, whole: int, scored_on_it: bool) -> str:
     """How a set was limited, and what that means for the scores."""
-    if len(train) == whole:
-        return []
     drawn = "at random" if train.labels is None else "equally many of each class (the one use of labels before scoring)"
     scores = "; kNN and linear scores learn from these images only, too" if scored_on_it else ""
-    return [f"limited to {len(train):,} of {whole:,} images, {drawn}{scores}"]
+    return f"limited to {len(train):,} of {whole:,} images, {drawn}{scores}"
 
 
 def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -31,10 +31,18 @@ def limit_images(source: ImageSet, count: int, seed: int = 0) -> ImageSet:
         raise ValueError(f"limit_images is {count}: keep at least 1 image")
     if count >= len(source):
         return source
+    return source.subset(order_of_choice(source, seed)[:count].sort().values)
+
+
+def order_of_choice(source: ImageSet, seed: int) -> Int64[Tensor, " N"]:
+    """Positions in the order in which a limit takes them; no picture is looked at.
+
+    Args:
+        source: The set to draw from.
+        seed: Which pictures.
+    """
     order = torch.randperm(len(source), generator=generator(seed, "limit_images"))
-    if source.labels is not None:
-        order = in_turns(order, source.labels)
-    return source.subset(order[:count].sort().values)
+    return order if source.labels is None else in_turns(order, source.labels)
 
 
 def in_turns(order: Int64[Tensor, " n"], labels: Int64[Tensor, " N"]) -> Int64[Tensor, " n"]:

@@ -168,28 +168,34 @@ def augmented_score(
         fold_batch_norm_(frozen)
         width = feature_width(frozen, crops, device, dtype)
         classifier = linear_classifier(width, data.num_classes, seed, device)
-        descend(
-            partial(frozen_features, frozen),
-            classifier,
-            recipe.optimizer(classifier, lr),
-            recipe.course,
-            crops,
-            epochs=recipe.epochs,
-            device=device,
-            dtype=dtype,
-            progress=progress,
-        )
+        train(classifier, frozen, crops, recipe, lr, dtype, progress)
         found, notes = answer(frozen, classifier, data, device, dtype)
     if batch < recipe.batch_size:
         notes.append(f"batch_size is {recipe.batch_size} but {batch} images are labelled: all of them make a step")
-    return AugmentedScore(
-        *shares(found, data.num_classes),
-        found[:, 0],
-        tuple(notes),
-        lr,
-        recipe.weight_decay,
-        recipe.epochs,
-        batch,
+    right = shares(found, data.num_classes)
+    return AugmentedScore(*right, found[:, 0], tuple(notes), lr, recipe.weight_decay, recipe.epochs, batch)
+
+
+def train(
+    classifier: nn.Linear,
+    frozen: nn.Module,
+    crops: LabelledCrops,
+    recipe: LinearRecipe,
+    lr: float,
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> None:
+    """Train a classifier, in place and where it is, on a frozen encoder's features of crops."""
+    descend(
+        partial(frozen_features, frozen),
+        classifier,
+        recipe.optimizer(classifier, lr),
+        recipe.course,
+        crops,
+        epochs=recipe.epochs,
+        device=next(classifier.parameters()).device,
+        dtype=dtype,
+        progress=progress,
     )
 
 

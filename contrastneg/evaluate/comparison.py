@@ -107,12 +107,12 @@ def evaluations_in(folder: Path) -> list[Path]:
 
 
 def mark(evaluation: Evaluation) -> str:
-    """What tells several evaluations of a run on one set apart: a checkpoint, a layer or random weights."""
+    """What tells several evaluations of a run on one set apart: a checkpoint, a layer or a random encoder."""
     facts = evaluation.context
     checkpoint = Path(str(facts["encoder"]))
     extra = [checkpoint.stem] if checkpoint.suffix == ".ckpt" else []
     extra += [facts["layer"]] if facts["layer"] != "backbone" else []
-    extra += ["random weights"] if facts.get("random_init") else []
+    extra += ["random encoder"] if facts.get("random_init") else []
     return f" ({', '.join(extra)})" if extra else ""
 
 

@@ -190,7 +190,7 @@ def column_title(features: str, evaluation: Evaluation) -> str:
     """What was scored, by its own name."""
     if features != ENCODER:
         return features
-    random = " (random weights)" if evaluation.context.get("random_init") else ""
+    random = " (random encoder)" if evaluation.context.get("random_init") else ""
     return f"{evaluation.context.get('name', ENCODER)}{random}"
 
 

@@ -29,7 +29,7 @@ class Evaluate:
     transfer: tuple[str, ...] = ()
     """Further labelled sets that the encoder is judged on by knn, linear and logistic; all are opened before the first is judged."""
     baselines: bool = True
-    """Score raw pixels and the same encoder with random weights beside it."""
+    """Score raw pixels and a random encoder (the same network, its weights drawn by the seed) beside it."""
     layer: Literal["backbone", "projector"] = "backbone"
     """Features that are judged: of the backbone, or of the projection head where the file has one."""
 
@@ -49,7 +49,7 @@ class Evaluate:
     """Epochs of fine-tuning; none: 60 for less than a tenth of the labels, else 30."""
 
     random_init: bool = False
-    """Random weights in place of the encoder's own; nothing is fetched."""
+    """A random encoder: weights drawn by the seed in place of its own; nothing is fetched."""
     backbone: Backbone | None = None
     """What another project's checkpoint holds; none: recognised by its tensors."""
     prefix: str | None = None

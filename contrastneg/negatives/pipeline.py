@@ -68,7 +68,7 @@ def check_pipeline(stages: Sequence[Stage], provides: set[str], capacity: int | 
         taken.update(dict.fromkeys(breaks & {*holds, *KINDS}, name))
         holds = (holds | stage.gives) - breaks
     if capacity is not None:
-        check_candidates(stages, capacity, "the queue holds {} keys: raise queue_size")
+        check_candidates(stages, capacity, "the queue holds {} keys: raise method.queue_size")
 
 
 def check_candidates(stages: Sequence[Stage], most: int, why: str) -> None:
@@ -155,7 +155,8 @@ class Record:
     label_table: Int64[Tensor, " T"] | None = None
     ratios: dict[str, Float[Tensor, " 2"]] = field(default_factory=dict)
     """Numerator and denominator by name: ``negatives/STAGE/kept``, ``.../effective``, ``.../same_class``,
-    ``.../empty_rows``; for a stage that looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what
+    ``.../empty_rows``; ``candidates/NAME`` where sources choose;
+    for a stage that looks for false negatives also ``.../found``, ``.../precision``, ``.../recall``; what
     it reports itself; ``hardness/NAME``; ``loss/NAME``."""
 
     @property
@@ -210,6 +211,20 @@ class Record:
         if self.label_table is not None:
             known, same = self._same_class(negatives)
             self._ratio(f"negatives/{name}/same_class", (weight * same).sum(), (weight * known).sum())
+
+    def note_candidates(self, negatives: Negatives) -> None:
+        """Count what the candidates are that source stages chose, the query's own image among them: every pair once.
+
+        ``candidates/own`` is the share of pairs that show one image; ``candidates/same_class`` the share of those of two images
+        of known class that are of one class. Places that no candidate fills do not count.
+        """
+        own = (negatives.key_id == negatives.query_id[:, None]) & (negatives.key_id >= 0)
+        there = negatives.kept | own
+        self._ratio("candidates/own", own.sum(), there.sum())
+        if self.label_table is not None:
+            known, same = self._same_class(negatives)
+            other = there & ~own
+            self._ratio("candidates/same_class", (same & other).sum(), (known & other).sum())
 
     def note_hardness(self, negatives: Negatives, temperature: float) -> None:
         """Measure how hard the candidates are that the loss sees, see :func:`contrastneg.negatives.live.hardness_ratios`.
@@ -379,6 +394,7 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
     """
     if record is not None and stages:
         record.note("all", negatives)
+    last_source = max((place for place, stage in enumerate(stages) if stage.chooses), default=-1)
     for place, stage in enumerate(stages):
         before, negatives = negatives, stage(negatives, replace(clock, stage=place))
         if not isinstance(negatives, Negatives):
@@ -387,6 +403,8 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
         if record is not None:
             name = f"{place + 1}_{type(stage).__name__}"
             record.note(name, negatives)
+            if place == last_source:
+                record.note_candidates(negatives)
             if stage.kind == "eliminate":
                 record.note_found(name, before, negatives)
             record.report(name, stage)

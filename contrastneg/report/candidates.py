@@ -31,7 +31,7 @@ MEASURES = {
     "kept": Measure(
         "Candidates kept",
         "per query",
-        "candidates that act as negatives, before the stages and after each: neither removed nor attracted as positives",
+        "candidates that act as negatives: neither removed nor attracted as positives",
     ),
     "effective": Measure(
         "Effective number of negatives",
@@ -148,6 +148,26 @@ HARDNESS = (
         {"false_mass": "on false negatives"},
     ),
 )
+OF_RANK = {"hardest": "the hardest 0.1 %", "hard": "those from 0.1 to 5 %", "rest": "all but the hardest 5 %"}
+OF_ONE_LINE = {
+    "negative_first": "cosine with the query of the most similar negative",
+    "negative_hardest": "cosine with the query at the end of the hardest 0.1 % of the negatives",
+    "negative_hard": "cosine with the query at the end of the hardest 5 % of the negatives",
+    "negative_mean": "mean cosine of query and negatives",
+    "positive_high": "cosine of query and positive above which the highest tenth of the queries lies",
+    "positive_median": "median over the queries of the cosine of query and positive",
+    "positive_low": "cosine of query and positive below which the lowest tenth of the queries lies",
+    **{
+        f"gradient_{name}": f"softmax over the negatives, weights included, on {of}: their share of InfoNCE's gradient (other losses "
+        "share it out otherwise)"
+        for name, of in OF_RANK.items()
+    },
+    **{
+        f"same_class_{name}": f"share of the negatives of this rank, {of}, that are of the query's true class, which are false negatives"
+        for name, of in OF_RANK.items()
+    },
+}
+"""What a line of ``HARDNESS`` shows that has a chart of its own."""
 QUEUE = (
     Curve(
         "Queue fill",
@@ -168,12 +188,12 @@ QUEUE = (
         STEPS_AND_ENDS,
     ),
     Curve(
-        "Own keys in the queue (excluded)",
+        "Own image among the candidates (excluded)",
         "%",
         ("candidates/own", "epoch/own"),
         100.0,
         True,
-        "keys of the query's own image",
+        "candidates that show the query's own image: old keys of the queue, or what source stages chose",
         STEPS_AND_ENDS,
     ),
     Curve(

@@ -150,6 +150,31 @@ def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
+@dataclass(frozen=True)
+class UpAxis:
+    """A vertical axis, which ends at round numbers."""
+
+    ticks: list[float]
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "UpAxis":
+        """The axis that has all these on it."""
+        return cls(nice_ticks(min(values), max(values)))
+
+    def down(self, y: float) -> float:
+        """Where a value is drawn."""
+        return BOTTOM - (BOTTOM - TOP) * (y - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+
+    def drawn(self) -> list[Tick]:
+        """Its ticks with their texts."""
+        return [Tick(self.down(y), tick_text(y, self.ticks[1] - self.ticks[0])) for y in self.ticks]
+
+
+def across(x: float, end: float) -> float:
+    """Where a value is drawn on a horizontal axis from 0 to an end."""
+    return LEFT + (RIGHT - LEFT) * x / end
+
+
 def time_axis(seconds: float) -> tuple[str, str, float]:
     """Title, short unit and seconds per unit for an axis of training time that ends at ``seconds``."""
     if seconds < 120:
@@ -190,39 +215,33 @@ def draw(
     ys = [y for _, points in kept for _, y in points] + [level.value for level in levels]
     if from_zero:
         ys.append(0.0 if any(ys) else 1.0)
-    y_ticks = nice_ticks(min(ys), max(ys))
-    x_ticks = nice_ticks(0.0, max(xs) or 1.0)
-    x_end = max(xs) or 1.0
-    y_span = y_ticks[-1] - y_ticks[0]
+    axis, x_end = UpAxis.over(ys), max(xs) or 1.0
+    x_ticks = nice_ticks(0.0, x_end)
 
-    def across(x: float) -> float:
-        return LEFT + (RIGHT - LEFT) * x / x_end
-
-    def down(y: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (y - y_ticks[0]) / y_span
-
-    y_step, x_step = y_ticks[1] - y_ticks[0], x_ticks[1] - x_ticks[0]
-    dropped = sum(len(s.points) for s in series) - sum(map(len, finite))
-    placed = [[(across(x), down(y)) for x, y in points] for _, points in kept]
+    placed = [[(across(x, x_end), axis.down(y)) for x, y in points] for _, points in kept]
     marks = draw_marks([(s.mark, places[-1]) for (s, _), places in zip(kept, placed, strict=True)])
     return Chart(
         title=title,
         unit=unit,
         x_title=x_title,
         description="; ".join(describe(title, unit, x_unit, *one) for one in (kept if legend else kept[-1:])),
-        x_ticks=[Tick(across(x), tick_text(x, x_step)) for x in x_ticks if x <= x_end * 1.001],
-        y_ticks=[Tick(down(y), tick_text(y, y_step)) for y in y_ticks],
+        x_ticks=[Tick(across(x, x_end), tick_text(x, x_ticks[1] - x_ticks[0])) for x in x_ticks if x <= x_end * 1.001],
+        y_ticks=axis.drawn(),
         lines=[
             line(s, points, places, unit, x_unit, mark)
             for (s, points), places, mark in zip(kept, placed, marks, strict=True)
         ],
-        levels=draw_levels([(down(level.value), level.label) for level in levels]),
+        levels=draw_levels([(axis.down(level.value), level.label) for level in levels]),
         width=WIDTH + MARK_WIDTH * any(marks),
-        remark=f"{count_of(dropped, 'value')} left out: infinite, or no number as there was nothing to count"
-        if dropped
-        else "",
+        remark=left_out(sum(len(s.points) for s in series) - sum(map(len, finite))),
         legend=legend,
     )
+
+
+def left_out(dropped: int) -> str:
+    """What is said of values that cannot be drawn; nothing where there are none."""
+    said = f"{count_of(dropped, 'value')} left out: infinite, or no number as there was nothing to count"
+    return said if dropped else ""
 
 
 def line(

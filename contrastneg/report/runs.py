@@ -2,13 +2,23 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from contrastneg import negatives
 from contrastneg.evaluate.comparison import compare, unlike
 from contrastneg.evaluate.results import SUMMARY
-from contrastneg.report.candidates import HARDNESS, LOSS, MEASURES, QUEUE, Measure, numbers_of_stages, title_of
+from contrastneg.report.candidates import (
+    HARDNESS,
+    LOSS,
+    MEASURES,
+    OF_ONE_LINE,
+    QUEUE,
+    Measure,
+    numbers_of_stages,
+    title_of,
+)
 from contrastneg.report.comparison import ComparedSet, compared_sets
 from contrastneg.report.curves import CURVES, LAST_COLUMN, Axis, Column, Curve, remark
 from contrastneg.report.page import as_list, data_name, plain_text, score_text, title, verdict
@@ -182,10 +192,31 @@ def flat(setting: Any, key: str = "") -> Iterator[tuple[str, str]]:
         for name, entry in setting.items():
             yield from flat(entry, f"{key}.{name}" if key else str(name))
     elif isinstance(setting, list) and any(isinstance(entry, dict) for entry in setting):
-        for place, entry in enumerate(setting):
-            yield from flat(entry, f"{key}[{place}]")
+        yield key, ", ".join(map(called, setting))
     elif setting != [] and setting is not None:
         yield key, plain_text(setting)
+
+
+def called(part: Any) -> str:
+    """A part with the settings that are not its defaults, as one writes it in Python; of classes not ours with all."""
+    if isinstance(part, list):
+        return f"[{', '.join(map(called, part))}]"
+    if not isinstance(part, dict):
+        return plain_text(part)
+    name = str(part.get("class_path", "")).rpartition(".")[2]
+    settings = part if not name else part.get("init_args") or {}
+    usual = defaults_of(name)
+    told = {key: called(entry) for key, entry in settings.items() if key not in usual or usual[key] != called(entry)}
+    inner = ", ".join(f"{key}={text}" for key, text in told.items())
+    return f"{name}({inner})" if inner or not name else name
+
+
+def defaults_of(name: str) -> dict[str, str]:
+    """The plain defaults of a stage of ours as :func:`called` writes them; none of another class."""
+    kind = getattr(negatives, name, None)
+    known = fields(kind) if isinstance(kind, type) and is_dataclass(kind) else ()
+    plain = [field for field in known if field.default is None or isinstance(field.default, (bool, int, float, str))]
+    return {field.name: called(field.default) for field in plain}
 
 
 def differing(settings: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
@@ -245,7 +276,9 @@ def of_hardness() -> list[Drawn]:
     """Each line of the charts of hardness as a chart of its own."""
     return [
         Drawn(
-            replace(measure, title=measure.title if len(lines) == 1 else f"{measure.title}: {label}"),
+            measure
+            if len(lines) == 1
+            else replace(measure, title=f"{measure.title}: {label}", meaning=OF_ONE_LINE[name]),
             (f"hardness/{name}",),
         )
         for measure, lines in HARDNESS
@@ -261,7 +294,8 @@ def of_negatives(metrics: Sequence[dict[str, Column]]) -> list[Drawn]:
         for name in OF_THE_TABLE
         if name != "same_class"
     ]
-    found.append(Drawn(MEASURES["same_class"], (*same_class.columns, "last/same_class")))
+    meaning = f"{MEASURES['same_class'].meaning}; after the last stage, where there is one"
+    found.append(Drawn(replace(MEASURES["same_class"], meaning=meaning), (*same_class.columns, "last/same_class")))
     for name in dict.fromkeys(name for one in metrics for name in one if name.startswith("stage/")):
         measure, _, stage = name.removeprefix("stage/").rpartition("/")
         meant = MEASURES.get(measure) or Measure(title_of(measure), "", "as the stage reports it", from_zero=False)

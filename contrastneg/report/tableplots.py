@@ -7,16 +7,15 @@ from dataclasses import replace
 from contrastneg.analysis.errors import NORMAL
 from contrastneg.report.comparison import Whisker, Whiskers
 from contrastneg.report.plots import (
-    BOTTOM,
     LEFT,
     RIGHT,
     STAGE_STYLES,
-    TOP,
     Chart,
     Level,
     Point,
     Series,
     Tick,
+    UpAxis,
     draw_levels,
     line,
     nice_ticks,
@@ -64,32 +63,31 @@ def curves(
         return None
     xs, ys = zip(*(point for _, points in lines for point in points), strict=True)
     heights = [*ys, *(level.value for level in levels), *([0.0 if any(ys) else 1.0] if from_zero else [])]
-    y_ticks = nice_ticks(min(heights), max(heights))
-    x_ticks = powers(min(xs), max(xs)) if log_x else nice_ticks(min(xs), max(xs))
-    if whole and min(xs) < max(xs):
-        x_ticks = [tick for tick in x_ticks if math.isclose(tick, round(tick))]
+    axis, x_ticks = UpAxis.over(heights), ticks_over(min(xs), max(xs), log_x, whole)
     first, last = (min(*xs, *x_ticks), max(*xs, *x_ticks)) if log_x else (x_ticks[0], x_ticks[-1])
 
     def place_of(x: float) -> float:
         share = math.log(x / first) / math.log(last / first) if log_x else (x - first) / (last - first)
         return LEFT + (RIGHT - LEFT) * share
 
-    def down(y: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-
-    step = x_ticks[1] - x_ticks[0]
     return Chart(
         title=title,
         unit=unit,
         x_title=x_title,
         description="; ".join(told(title, unit, one, points, x_unit or x_title) for one, points in lines),
-        x_ticks=[Tick(place_of(x), power_text(x) if log_x else tick_text(x, step)) for x in x_ticks],
-        y_ticks=[Tick(down(y), tick_text(y, y_ticks[1] - y_ticks[0])) for y in y_ticks],
-        lines=[line(s, ps, [(place_of(x), down(y)) for x, y in ps], unit, x_unit or x_title) for s, ps in lines],
-        levels=draw_levels([(down(level.value), level.label) for level in levels]),
+        x_ticks=[Tick(place_of(x), power_text(x) if log_x else tick_text(x, x_ticks[1] - x_ticks[0])) for x in x_ticks],
+        y_ticks=axis.drawn(),
+        lines=[line(s, ps, [(place_of(x), axis.down(y)) for x, y in ps], unit, x_unit or x_title) for s, ps in lines],
+        levels=draw_levels([(axis.down(level.value), level.label) for level in levels]),
         remark="",
         legend=len(lines) > 1,
     )
+
+
+def ticks_over(low: float, high: float, log_x: bool, whole: bool) -> list[float]:
+    """Ticks of a horizontal axis over a span, see :func:`curves`."""
+    ticks = powers(low, high) if log_x else nice_ticks(low, high)
+    return [tick for tick in ticks if math.isclose(tick, round(tick))] if whole and low < high else ticks
 
 
 def thinned(points: Sequence[Point], log_x: bool) -> list[Point]:

@@ -1,5 +1,9 @@
 """Which sets a run trains and is scored on."""
 
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -190,3 +194,76 @@ def test_a_single_folder_is_opened_without_labels_and_the_note_reaches_the_card_
     assert (sets.bank, sets.queries) == (None, None)
     assert sum("to take the 2 folders in it for classes" in note for note in sets.notes) == 1
     assert any("no labels: the encoder is not scored" in note for note in sets.notes)
+
+
+def parquet(folder, count, bad=()):
+    """A Parquet file of pictures in two classes, some of which cannot be read."""
+    data = io.BytesIO()
+    Image.new("RGB", (12, 12), (100, 0, 0)).save(data, "PNG")
+    rows = [{"bytes": b"" if i in bad else data.getvalue(), "path": None} for i in range(count)]
+    folder.mkdir(exist_ok=True)
+    labels = [i % 2 for i in range(count)]
+    pq.write_table(pa.table({"image": rows, "label": labels}), folder / "train.parquet", row_group_size=10)
+    return folder
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Rows whose picture was opened."""
+    from contrastneg.data.tables import ParquetReader
+
+    rows, plain = set(), ParquetReader.open
+
+    def noting(reader, index):
+        rows.add(index)
+        return plain(reader, index)
+
+    monkeypatch.setattr(ParquetReader, "open", noting)
+    return rows
+
+
+def test_of_a_limited_set_only_the_chosen_pictures_are_looked_at_the_same_ones_as_of_all(tmp_path, looked_at):
+    from contrastneg.data.sources import limit_images, open_source
+
+    folder = parquet(tmp_path / "set", 60)
+    chosen = limit_images(open_source(str(folder)), 12).image_id.tolist()
+    assert not looked_at  # labels alone choose
+    strange = set(range(60)) - set(chosen)
+    parquet(folder, 60, bad=strange)
+    sets = opened(folder, "--limit-images", 12, "--views.size", 12)
+    assert sets.train.image_id.tolist() == chosen
+    assert looked_at == set(chosen)
+    assert sets.train.labels.bincount().tolist() == [6, 6]
+    assert "to pretrain on: 12 usable of 12 pictures found (each decoded)" in sets.lines
+    assert "limited to these of 60 pictures; the others were not looked at" in sets.lines
+
+
+def test_a_chosen_picture_that_cannot_be_read_makes_place_for_the_next_in_turn(tmp_path, looked_at):
+    from contrastneg.data.sources import limit_images, open_source
+
+    folder = parquet(tmp_path / "set", 60)
+    thirteen = limit_images(open_source(str(folder)), 13).image_id.tolist()
+    twelve = limit_images(open_source(str(folder)), 12).image_id.tolist()
+    parquet(folder, 60, bad=twelve[:1])
+    sets = opened(folder, "--limit-images", 12, "--views.size", 12, "--on-bad-image", "skip")
+    assert sets.train.image_id.tolist() == [row for row in thirteen if row != twelve[0]]
+    assert [name for name, _ in sets.bad] == [f"{folder}/train.parquet row {twelve[0]}"]
+    alone = limit_images(open_source(str(folder)), 1).image_id.tolist()
+    parquet(folder, 60, bad=alone)  # all that is chosen at first
+    assert len(opened(folder, "--limit-images", 1, "--views.size", 12, "--on-bad-image", "skip").train) == 1
+    with pytest.raises(ValueError, match="1 of 1 picture cannot be read"):
+        opened(folder, "--limit-images", 1, "--views.size", 12)
+
+
+def test_limits_of_an_evaluation_are_drawn_before_any_picture_is_looked_at(tmp_path, looked_at):
+    from contrastneg.data.opening import hold_out, open_labelled
+    from contrastneg.data.sources import limit_images, open_source
+    from contrastneg.evaluate.settings import Evaluate
+
+    folder = parquet(tmp_path / "set", 60)
+    bank, queries = hold_out(open_source(str(folder)), 0)
+    data = open_labelled(Evaluate("run"), str(folder), 3, most=8, most_asked=4)
+    assert data.bank.image_id.tolist() == limit_images(bank, 8).image_id.tolist()
+    assert data.queries.image_id.tolist() == limit_images(queries, 4).image_id.tolist()
+    assert looked_at == {*data.bank.image_id.tolist(), *data.queries.image_id.tolist()}
+    assert "8 of 54 training images are used, as equally many of each class as possible" in data.notes

@@ -138,7 +138,7 @@ def test_a_published_architecture_is_judged_with_random_weights(tmp_path):
         "timm:resnet18.a1_in1k", data="shapes", random_init=True, size=32, protocols=("knn",), out=tmp_path / "out"
     )
     assert {score.features for score in evaluation.scores} == {"encoder", "raw pixels"}
-    assert any("random weights by seed 0" in note.text for note in evaluation.notes)
+    assert any("a random encoder by seed 0" in note.text for note in evaluation.notes)
     assert any("images are 32 pixels as asked" in note.text for note in evaluation.notes)
 
 

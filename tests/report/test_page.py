@@ -248,7 +248,7 @@ def test_each_logged_quantity_has_its_chart(run: Path) -> None:
     ):
         assert any(label.startswith(title) for label in labels), title
     assert len(labels) == 10
-    assert "Own keys in the queue (excluded)" in page_of(run)
+    assert "Own image among the candidates (excluded)" in page_of(run)
     knn = next(label for label in labels if label.startswith("kNN"))
     assert "from 41.25 to 78.75 % in 6.045 min" in knn
 

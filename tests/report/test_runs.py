@@ -112,13 +112,13 @@ def test_every_curve_has_a_line_a_run_and_tables_tell_scores_and_what_differs(ru
             assert page.evaluate(outside) == 0
     name = runs[2].name
     assert [[row[0].strip(), *row[1:]] for row in texts] == [
-        ["method.stages[0]", "–", "SameCluster", "HardestSubset"],
-        ["method.stages[0].clusters", "–", "5, 10", "–"],
-        ["method.stages[1]", "–", "MoCHi", "SameCluster"],
-        ["method.stages[1].pool", "–", "8", "–"],
+        [
+            "method.stages",
+            "–",
+            "SameCluster(clusters=[5, 10]), MoCHi(pool=8)",
+            "HardestSubset(count=8), SameCluster(clusters=[5])",
+        ],
         ["epochs", "–", "–", "3"],
-        ["method.stages[0].count", "–", "–", "8"],
-        ["method.stages[1].clusters", "–", "–", "5"],
     ]
     assert [row[0].strip() for row in scores] == ["1 plain", "2 both", f"3 {name}"]
     assert [row[2:4] for row in scores] == [["50.0", "51.0"], ["52.5", "53.5"], ["–", "–"]]
@@ -198,3 +198,36 @@ def test_evaluations_that_cannot_be_read_are_told(runs):
     compared, [note] = evaluations(runs)
     assert compared == []
     assert note.startswith("Evaluations are not compared: ")
+
+
+def test_a_list_of_stages_is_told_in_one_cell_by_the_settings_that_are_not_their_defaults():
+    from contrastneg.report.runs import flat
+
+    ramp = {"class_path": "Linear", "init_args": {"start": 0.0, "end": 1.0}}
+    stages = [
+        {
+            "class_path": "contrastneg.negatives.MoCHi",
+            "init_args": {"pool": 64, "pair_mixes": 1024, "warmup_epochs": 10.0},
+        },
+        {"class_path": "SameCluster", "init_args": {"clusters": [5], "acceptance": ramp, "action": "eliminate"}},
+        {"class_path": "mine.DropHardest", "init_args": {"count": 5}},
+        {"class_path": "UniformSubset"},
+        "UniformSubset",
+    ]
+    assert dict(flat({"stages": stages})) == {
+        "stages": "MoCHi(pool=64), SameCluster(clusters=[5], acceptance=Linear(start=0.0, end=1.0)), DropHardest(count=5), "
+        "UniformSubset, UniformSubset"
+    }
+
+
+def test_captions_tell_what_each_chart_has():
+    from contrastneg.report.candidates import HARDNESS
+    from contrastneg.report.runs import of_hardness, of_negatives
+
+    told = {one.measure.title: one.measure.meaning for one in [*of_negatives([]), *of_hardness()]}
+    assert told["Candidates kept, after the last stage"] == (
+        "candidates that act as negatives: neither removed nor attracted as positives"
+    )
+    assert told["Similarity of the negatives: most similar"] == "cosine with the query of the most similar negative"
+    of_lines = [measure for measure, lines in HARDNESS if len(lines) > 1]
+    assert not {measure.meaning for measure in of_lines} & set(told.values())  # of all lines together
