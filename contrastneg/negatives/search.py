@@ -61,12 +61,16 @@ def search(
     column, logit = exclude.new_empty(len(query), count), query.new_empty(len(query), count)
     total, mean = query.new_empty(len(query), 1), torch.zeros_like(query)
     with torch.autocast(query.device.type, enabled=False):  # it would round the logits
-        for part in row_parts(query, len(keys), BLOCK):
-            block = scaled[part] @ keys.T
+        parts = list(row_parts(query, len(keys), BLOCK))
+        # One block for all parts: a second that lives beside it would pass what glibc keeps of freed memory.
+        room = query.new_empty(max((part.stop - part.start for part in parts), default=0), len(keys))
+        for part in parts:
+            block = torch.mm(scaled[part], keys.T, out=room[: part.stop - part.start])
             row, excluded = exclude[(exclude[:, 0] >= part.start) & (exclude[:, 0] < part.stop)].unbind(1)
             block[row - part.start, excluded] = -torch.inf
-            rows = [_hardest_and_sum_(block[few], count, ordered) for few in row_parts(block, len(keys))]
-            column[part], logit[part], total[part] = (torch.cat(found) for found in zip(*rows, strict=True))
+            column[part] = largest_columns(block, count, ordered)
+            logit[part] = block.gather(1, column[part])
+            total[part] = torch.cat([_sum_(block[few], logit[part][few]) for few in row_parts(block, len(keys))])
             if with_gradient:
                 mean[part] = block @ keys
     top = logit.amax(dim=1)
@@ -75,10 +79,8 @@ def search(
     return Search(column, size, similarity, top * temperature, top + total[:, 0].log(), gradient)
 
 
-def _hardest_and_sum_(block: Tensor, count: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns and values of the largest logits of rows that fit the cache; turns all into ``exp(logit - top)``, and sums."""
-    column = largest_columns(block, count, ordered)
-    logit = block.gather(1, column)
+def _sum_(block: Tensor, logit: Tensor) -> Tensor:
+    """Turns rows of logits that fit the cache into ``exp(logit - top)``, the largest of them being known, and sums them."""
     # At least a finite number: -inf minus -inf would be NaN in a row without keys.
     top = logit.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logit.dtype).min)
-    return column, logit, block.sub_(top).exp_().sum(dim=1, keepdim=True)
+    return block.sub_(top).exp_().sum(dim=1, keepdim=True)

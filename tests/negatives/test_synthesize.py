@@ -130,6 +130,22 @@ def test_the_stage_adds_what_mixes_really_made_would_add_with_their_gradient(key
     assert_close(*(torch.autograd.grad((of * weight).sum(), query)[0] for of in (found, made)))
 
 
+@pytest.mark.parametrize(("columns", "count"), [(304, 5), (304, 19), (305, 5)])
+@pytest.mark.parametrize("values", [3, 1000])
+def test_the_hardest_in_any_order_are_those_of_a_full_sort_also_among_ties_and_beside_a_row_of_nan(
+    columns, count, values
+):
+    from contrastneg.negatives.mixes import largest_columns
+
+    ranked = torch.randint(values, (6, columns), generator=torch.Generator().manual_seed(columns)).float()
+    ranked[2, : columns - count] = -torch.inf
+    ranked[5] = torch.nan
+    found = largest_columns(ranked, count, ordered=False)
+    assert all(row.unique().numel() == count and row.min() >= 0 and row.max() < columns for row in found)
+    exact = ranked.sort(dim=1, descending=True).values[:5, :count]
+    assert_close(ranked.gather(1, found).sort(dim=1, descending=True).values[:5], exact)
+
+
 @pytest.mark.parametrize(("columns", "count"), [(7, 7), (300, 5), (301, 12), (1003, 100)])
 def test_the_hardest_in_two_steps_are_those_of_a_full_sort_without_the_removed(columns, count):
     from contrastneg.negatives.mixes import hardest_columns
