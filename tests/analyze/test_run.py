@@ -239,6 +239,22 @@ def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
         analyzed(write_encoder(tmp_path / "other"), layer="both")
 
 
+def test_only_states_of_one_run_folder_are_of_one_run(tmp_path):
+    from contrastneg.analyze.opening import opened
+    from contrastneg.analyze.run import of_one_run
+    from contrastneg.analyze.settings import Analyze
+
+    run = write_encoder(tmp_path / "run")
+    subject = opened(Analyze(encoder=str(run)), str(run))
+    (tmp_path / "other").mkdir()
+    written_otherwise = replace(subject, run=tmp_path / "other" / ".." / "run")
+    outside = replace(subject, run=None)
+    assert of_one_run([subject, written_otherwise])
+    assert not of_one_run([outside, outside])
+    assert not of_one_run([subject, outside])
+    assert not of_one_run([subject, replace(subject, run=tmp_path / "other")])
+
+
 def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer_asked_for_go(tmp_path):
     run, other = write_encoder(tmp_path / "run"), write_encoder(tmp_path / "other", seed=1)
     quick = {"sections": ("gradient", "ranks"), "gallery": 0, "out": tmp_path / "out"}
