@@ -191,8 +191,9 @@ SECTIONS: dict[str, Section] = {
         layers.measure_layers,
         layers.draw_layers,
         "Key numbers of the sections above for either layer: same class by bin of the ranking, share of the gradient on the hardest 5 %, "
-        "the reconstruction K*, and one detector of each kind. All other sections are about the projector.",
-        frozenset({CLASSES, LAYERS}),
+        f"the reconstruction K*, and one detector of each kind. Asked about are at most {courses.COMPARED} images, fewer than the sections "
+        "above may ask about, so numbers differ a little from theirs. All other sections are about the projector.",
+        frozenset({LABELS, LAYERS}),
     ),
     "checkpoints": Section(
         "The same hard negatives in other encoders",

@@ -239,6 +239,32 @@ def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
         analyzed(write_encoder(tmp_path / "other"), layer="both")
 
 
+def test_without_labels_layers_are_not_compared_by_clusters_of_one_of_them(tmp_path):
+    run = pretrained(tmp_path / "run")
+    _, found = analyzed(
+        run, limit_images=200, gallery=0, unlabelled=True, clusters=8, layer="both", sections=("layers", "gradient")
+    )
+    assert set(found.tables) == {"gradient"}
+    assert found.left_out == {"layers": "needs labels, which are not there"}
+    assert all(answer.question != "How do backbone and projector differ?" for answer in found.answers)
+
+
+def test_layers_are_compared_by_so_many_queries_as_their_section_says():
+    from clouds import cloud
+
+    from contrastneg.analyze.courses import COMPARED
+    from contrastneg.analyze.layers import measure_layers
+    from contrastneg.analyze.material import Checkpoint, Material
+    from contrastneg.analyze.sections import SECTIONS
+
+    assert f"at most {COMPARED} images" in SECTIONS["layers"].definition
+    x, label, positive = cloud(COMPARED + 40)
+    table = measure_layers(
+        Material(x, positive, label, list("abcd"), 4, 2048, 0.2, 0, backbone=Checkpoint("backbone", x, positive))
+    )
+    assert set(table["layers"]["queries"]) == {COMPARED}
+
+
 def test_only_states_of_one_run_folder_are_of_one_run(tmp_path):
     from contrastneg.analyze.opening import opened
     from contrastneg.analyze.run import of_one_run
