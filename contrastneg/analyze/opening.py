@@ -6,7 +6,7 @@ from pathlib import Path
 from contrastneg.analyze.settings import Analyze
 from contrastneg.data.address import short_name
 from contrastneg.data.module import PretrainData
-from contrastneg.data.opening import limited, loading_of, usable
+from contrastneg.data.opening import loading_of, looked_at
 from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
@@ -111,9 +111,8 @@ def images_of(config: Analyze, address: str, channels: int) -> tuple[ImageSet, l
     """
     labels = False if config.unlabelled else None
     opened = open_source(address, split=config.split, root=config.root, channels=channels, labels=labels)
-    found = usable(opened, config, config.loading == "memory")
-    notes = [*found.notes]
-    source = limited(found.images, "compared", config.limit_images, config.seed, notes)
+    notes: list[str] = []
+    source = looked_at(opened, "images", config.limit_images, config, notes)
     if len(source) < 2:
         raise ValueError(f"{address} has {len(source)} images that can be read: a query needs at least one other image")
     return source, notes

@@ -265,6 +265,32 @@ def test_layers_are_compared_by_so_many_queries_as_their_section_says():
     assert set(table["layers"]["queries"]) == {COMPARED}
 
 
+def test_of_limited_images_no_other_is_looked_at_and_one_that_cannot_be_read_makes_place(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from contrastneg.analyze.opening import images_of
+    from contrastneg.analyze.settings import Analyze
+    from contrastneg.data import opening
+
+    for place in range(12):
+        Image.new("RGB", (8, 8), (20 * place, 0, 0)).save(tmp_path / f"{place:02}.png")
+    config = Analyze(encoder="unused", limit_images=4, unlabelled=True)
+    scanned, scan = [], opening.scan
+    monkeypatch.setattr(
+        opening, "scan", lambda source, *rest, **more: scanned.append(len(source)) or scan(source, *rest, **more)
+    )
+    source, notes = images_of(config, str(tmp_path), 3)
+    assert (len(source), scanned) == (4, [4])
+    assert "4 of 12 images are used, at random" in notes
+    (tmp_path / source.name_of(0)).write_bytes(b"cut")
+    rest, notes = images_of(replace(config, on_bad_image="skip"), str(tmp_path), 3)
+    assert len(rest) == 4
+    assert source.name_of(0) not in [rest.name_of(place) for place in range(4)]
+    assert any("1 picture" in note and "left out" in note for note in notes)
+    with pytest.raises(ValueError, match="has 1 images that can be read"):
+        images_of(replace(config, limit_images=1, on_bad_image="skip"), str(tmp_path), 3)
+
+
 def test_only_states_of_one_run_folder_are_of_one_run(tmp_path):
     from contrastneg.analyze.opening import opened
     from contrastneg.analyze.run import of_one_run
