@@ -23,14 +23,21 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
     """
     subject = opened(config, address)
     run = subject.run if is_whole_run(subject, address) else None
+    lacking = ["a random encoder has none"] if config.random_init else []
     if config.layer != "backbone" and subject.projector is None and run is not None:
-        subject = with_projector(config, subject, run)
+        before, subject = subject.notes, with_projector(config, subject, run)
+        lacking += subject.notes[len(before) :]
     if config.layer == "auto":
         layer = "backbone" if subject.projector is None else "projector"
     else:
         layer = "projector" if config.layer == "both" else config.layer
-    if config.layer == "both" and subject.projector is None:
-        raise ValueError(f"layer is both but {address} holds no projection head: give layer backbone, or leave it out")
+    if layer == "projector" and subject.projector is None and (lacking or config.layer == "both"):
+        why = (
+            f"there is no projection head to look at ({lacking[0]})"
+            if lacking
+            else f"{address} holds no projection head"
+        )
+        raise ValueError(f"layer is {config.layer} but {why}: give layer backbone, or leave it out")
     subject.encoder(layer)  # refuses a layer that is not there
     return subject, layer
 
