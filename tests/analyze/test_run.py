@@ -177,6 +177,15 @@ def test_a_damaged_checkpoint_is_refused_and_one_of_other_weights_is_told(tmp_pa
     subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
     assert layer == "backbone"
     assert "last.ckpt holds other weights than the encoder of the run" in subject.notes[-1]
+    for settings, why in (
+        ({}, "last.ckpt holds other weights than the encoder"),
+        ({"random_init": True}, "a random encoder has"),
+    ):
+        for asked in ("both", "projector"):
+            with pytest.raises(
+                ValueError, match=rf"layer is {asked} but there is no projection head to look at \({why}"
+            ):
+                subject_of(Analyze(encoder=str(run), layer=asked, **settings), str(run))
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ValueError, match="last.ckpt"):
         subject_of(Analyze(encoder=str(run)), str(run))
@@ -404,7 +413,7 @@ def test_of_very_many_images_costly_measures_ask_about_fewer_and_detectors_clust
 
     told = material(queries=40)
     for many, queries, clusterings in ((40, 40, {4, 8, 16}), (39, 32, {4})):
-        monkeypatch.setattr(measures, "MANY_IMAGES", many)
+        monkeypatch.setattr(measures, "MANY_ROWS", many)
         monkeypatch.setattr(measures, "FEW", 64)
         assert set(measures.measure_agreement(told)["gradient_agreement"]["queries"]) == {queries}
         found = measures.measure_detectors(told)["false_negative_detectors"]
