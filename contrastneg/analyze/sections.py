@@ -209,8 +209,8 @@ SECTIONS: dict[str, Section] = {
         "What changes from encoder to encoder",
         courses.measure_course,
         courses.draw_course,
-        "Curves and detectors of the sections above, under each of the encoders: by optimizer step where all are states of one "
-        "run, else in the order given, this one last.",
+        "Curves and detectors of the sections above, under each of the encoders: by optimizer step where all are of one run "
+        "and those are known, else in the order given, this one last.",
         frozenset({CHECKPOINTS}),
     ),
     "variance": Section(
