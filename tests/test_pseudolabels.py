@@ -170,6 +170,20 @@ def test_of_very_many_images_a_sample_is_fitted_to_and_all_are_assigned(backend,
     assert rows == [400, 400, 420]  # all of few; of many a common number, or so many a cluster where that is more
 
 
+def test_no_more_rows_are_fitted_to_than_the_page_says():
+    from contrastneg.analyze.sections import SECTIONS
+    from contrastneg.pseudolabels import _rows_to_fit
+
+    fitted = {k: _rows_to_fit(200_000, k) for k in (100, 200, 2100)}
+    assert fitted == {100: 100_000, 200: 131_072, 2100: 134_400}
+    said = SECTIONS["detectors"].definition
+    assert "at most 1,000 images a cluster" in said
+    assert (
+        "more than 131,072 images it is fitted to at most so many, or to at most 64 a cluster where that is more"
+        in said
+    )
+
+
 def test_the_most_confident_share_is_accepted_and_shares_are_nested():
     from contrastneg.pseudolabels import accepted
 

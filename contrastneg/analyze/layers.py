@@ -36,9 +36,10 @@ def _cell(row: dict) -> str:
 
 
 def _of_layer(material: Material, layer: Checkpoint) -> list[pd.DataFrame]:
-    """Same class by bin, share of the gradient, best number and, with labels, what detectors find."""
-    x, classes, asked = layer.embeddings, material.classes, material.asking(COMPARED)
-    bins = analysis.hardness_bins(x, classes, **asked)
+    """Same class by bin, share of the gradient, best number and what detectors find."""
+    x, labels, asked = layer.embeddings, material.labels, material.asking(COMPARED)
+    assert labels is not None  # clusters are those of the projector, which they would favour
+    bins = analysis.hardness_bins(x, labels, **asked)
     bins = bins.assign(
         measure=[f"same class, {bin_name(*ends)}" for ends in zip(bins["lower"], bins["upper"], strict=True)]
     )
@@ -46,15 +47,12 @@ def _of_layer(material: Material, layer: Checkpoint) -> list[pd.DataFrame]:
     shares = rows_where(shares, shares["lower"] == 0).assign(
         measure=f"gradient on the hardest {100 * HARDEST:g} % at t = {material.temperature:g}"
     )
-    best = analysis.best_number(x, classes, layer.positives, **asked).assign(measure="K*, reconstruction")
+    best = analysis.best_number(x, labels, layer.positives, **asked).assign(measure="K*, reconstruction")
+    table = analysis.false_negative_detectors(x, labels, positives=layer.positives, **one_of_each(material), **asked)
     found = [_rows(bins, "rate"), _rows(shares, "share"), _rows(best, "best", "number")]
-    if material.labels is not None:
-        table = analysis.false_negative_detectors(
-            x, material.labels, positives=layer.positives, **one_of_each(material), **asked
-        )
-        for column in ("precision", "recall"):
-            names = [f"{column}, {detector_name(row)}" for row in table.to_dict("records")]
-            found.append(_rows(table.assign(measure=names), column))
+    for column in ("precision", "recall"):
+        names = [f"{column}, {detector_name(row)}" for row in table.to_dict("records")]
+        found.append(_rows(table.assign(measure=names), column))
     for part in found:
         part.insert(0, "layer", layer.name)
     return found

@@ -83,8 +83,12 @@ class Material:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """All encoders, the one that is looked at last."""
-        return [*self.others, Checkpoint("this one", self.embeddings, self.positives, self.step)]
+        """All encoders by step where the steps of all are known, else in order and the one that is looked at last."""
+        every = [*self.others, Checkpoint("this one", self.embeddings, self.positives, self.step)]
+        steps = [one.step for one in every if one.step is not None]
+        if len(steps) < len(every):
+            return every
+        return [every[place] for place in sorted(range(len(every)), key=steps.__getitem__)]
 
     @property
     def progress(self) -> list[float] | None:

@@ -9,19 +9,17 @@ from contrastneg.analyze import laws
 from contrastneg.analyze.charts import LISTED_CLASSES, MOST_FREQUENT
 from contrastneg.analyze.material import Material
 from contrastneg.analyze.tables import rows_where
+from contrastneg.pseudolabels import MANY_ROWS
 
 SIZE_GROUPS = 3  # of classes, where they differ in size
 PRIORS = (0.01, 0.05, 0.1)  # of the debiased estimates, besides the share that is measured
 DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten times as much
-MANY_IMAGES = (
-    2**17
-)  # beyond which images are not clustered into two and four times the clusters, too: that takes longest
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 
 def of_size(material: Material, queries: int) -> int:
     """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
-    return queries if len(material.embeddings) <= MANY_IMAGES else max(32, queries // 16)
+    return queries if len(material.embeddings) <= MANY_ROWS else max(32, queries // 16)
 
 
 def measure_gradient(material: Material) -> dict[str, pd.DataFrame]:
@@ -131,7 +129,7 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
 def measure_detectors(material: Material) -> dict[str, pd.DataFrame]:
     """Detectors of false negatives against the labels."""
     most = len(material.embeddings)
-    multiples = (1, 2, 4) if most <= MANY_IMAGES else (1,)
+    multiples = (1, 2, 4) if most <= MANY_ROWS else (1,)  # k-means takes longest
     table = analysis.false_negative_detectors(
         material.embeddings,
         material.labels,

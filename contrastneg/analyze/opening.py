@@ -6,7 +6,7 @@ from pathlib import Path
 from contrastneg.analyze.settings import Analyze
 from contrastneg.data.address import short_name
 from contrastneg.data.module import PretrainData
-from contrastneg.data.opening import limited, loading_of, usable
+from contrastneg.data.opening import loading_of, looked_at
 from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
@@ -23,14 +23,21 @@ def subject_of(config: Analyze, address: str) -> tuple[Subject, Layer]:
     """
     subject = opened(config, address)
     run = subject.run if is_whole_run(subject, address) else None
+    lacking = ["a random encoder has none"] if config.random_init else []
     if config.layer != "backbone" and subject.projector is None and run is not None:
-        subject = with_projector(config, subject, run)
+        before, subject = subject.notes, with_projector(config, subject, run)
+        lacking += subject.notes[len(before) :]
     if config.layer == "auto":
         layer = "backbone" if subject.projector is None else "projector"
     else:
         layer = "projector" if config.layer == "both" else config.layer
-    if config.layer == "both" and subject.projector is None:
-        raise ValueError(f"layer is both but {address} holds no projection head: give layer backbone, or leave it out")
+    if layer == "projector" and subject.projector is None and (lacking or config.layer == "both"):
+        why = (
+            f"there is no projection head to look at ({lacking[0]})"
+            if lacking
+            else f"{address} holds no projection head"
+        )
+        raise ValueError(f"layer is {config.layer} but {why}: give layer backbone, or leave it out")
     subject.encoder(layer)  # refuses a layer that is not there
     return subject, layer
 
@@ -111,9 +118,8 @@ def images_of(config: Analyze, address: str, channels: int) -> tuple[ImageSet, l
     """
     labels = False if config.unlabelled else None
     opened = open_source(address, split=config.split, root=config.root, channels=channels, labels=labels)
-    found = usable(opened, config, config.loading == "memory")
-    notes = [*found.notes]
-    source = limited(found.images, "compared", config.limit_images, config.seed, notes)
+    notes: list[str] = []
+    source = looked_at(opened, "images", config.limit_images, config, notes)
     if len(source) < 2:
         raise ValueError(f"{address} has {len(source)} images that can be read: a query needs at least one other image")
     return source, notes

@@ -92,7 +92,7 @@ def embedded(
 ) -> tuple[PretrainData, Material, Int64[Tensor, " N"]]:
     """Embeddings of the images and of a second view of the queries, with what else sections need, and each row's position."""
     subject, *others = subjects
-    one_run = len({one.run for one in subjects}) == 1
+    one_run = of_one_run(subjects)
     data = data_of(config, subject, source)
     cache = FeatureCache(folder / "features", config.half, config.cache)
     device, dtype = device_of(config.accelerator), getattr(torch, config.precision)
@@ -126,6 +126,12 @@ def embedded(
         backbone = embedded_by(subject, "backbone", "backbone")
     step = subject.step if one_run else None
     return data, replace(material, others=further, step=step, backbone=backbone), features.position
+
+
+def of_one_run(subjects: Sequence[Subject]) -> bool:
+    """Whether all are of one run folder, however it was written, so that their optimizer steps can be compared."""
+    runs = {one.run and one.run.resolve() for one in subjects}
+    return len(runs) == 1 and None not in runs
 
 
 def material_of(config: Analyze, features: Features, source: ImageSet) -> Material:

@@ -9,6 +9,7 @@ from contrastneg.analyze import charts, columns, courses, laws, layers, measures
 from contrastneg.analyze.charts import Drawing
 from contrastneg.analyze.material import CHECKPOINTS, CLASSES, COLUMNS, HIERARCHY, LABELS, LAYERS, Material
 from contrastneg.analyze.tables import Tables
+from contrastneg.pseudolabels import FEWER_PER_CLUSTER, MANY_ROWS, ROWS_PER_CLUSTER
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ SECTIONS: dict[str, Section] = {
         charts.of_detectors,
         "Precision and recall of what a detector finds, against the labels, which it does not see; hard lost: share of the "
         "hardest 5 % of other classes that is lost with it. Mutual neighbours are looked for "
-        f"among at most {laws.IN_GRAPH:,} images. K-means is fitted to at most 1,000 images a cluster and assigns all; of more than "
-        f"{measures.MANY_IMAGES:,} images it is fitted to about so many, and there is none into two and four times the clusters.",
+        f"among at most {laws.IN_GRAPH:,} images. K-means is fitted to at most {ROWS_PER_CLUSTER:,} images a cluster and assigns "
+        f"all; of more than {MANY_ROWS:,} images it is fitted to at most so many, or to at most {FEWER_PER_CLUSTER} a cluster "
+        "where that is more, and there is none into two and four times the clusters.",
         frozenset({LABELS}),
     ),
     "samplers": Section(
@@ -191,8 +193,9 @@ SECTIONS: dict[str, Section] = {
         layers.measure_layers,
         layers.draw_layers,
         "Key numbers of the sections above for either layer: same class by bin of the ranking, share of the gradient on the hardest 5 %, "
-        "the reconstruction K*, and one detector of each kind. All other sections are about the projector.",
-        frozenset({CLASSES, LAYERS}),
+        f"the reconstruction K*, and one detector of each kind. Asked about are at most {courses.COMPARED} images, fewer than the sections "
+        "above may ask about, so numbers differ a little from theirs. All other sections are about the projector.",
+        frozenset({LABELS, LAYERS}),
     ),
     "checkpoints": Section(
         "The same hard negatives in other encoders",
@@ -206,7 +209,8 @@ SECTIONS: dict[str, Section] = {
         "What changes from encoder to encoder",
         courses.measure_course,
         courses.draw_course,
-        "Curves and detectors of the sections above, under each of the encoders in the order given, this one last.",
+        "Curves and detectors of the sections above, under each of the encoders: by optimizer step where all are of one run "
+        "and those are known, else in the order given, this one last.",
         frozenset({CHECKPOINTS}),
     ),
     "variance": Section(

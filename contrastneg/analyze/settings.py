@@ -21,7 +21,7 @@ class Analyze:
     """Which measures: names of sections, or all; a name that there is not is answered with those that there are."""
     checkpoints: tuple[str, ...] = ()
     """Further encoders, earlier checkpoints of the run for instance, in order, for the sections that compare several; a folder of
-    .ckpt files stands for those in it, by step."""
+    .ckpt files stands for those in it, by step. States of one run are put by step where that is known of all."""
     samplers: tuple[Path, ...] = ()
     """Samplers beside the usual ones: recipes and runs, whose stages are taken, or YAML files with a list of stages for each name."""
     layer: Literal["auto", "backbone", "projector", "both"] = "auto"

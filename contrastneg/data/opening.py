@@ -11,7 +11,7 @@ import torch
 from contrastneg import distributed
 from contrastneg.config import Pretrain
 from contrastneg.data.scan import UnusableImages, in_short, scan
-from contrastneg.data.sources import ImageSet, NoSuchSplit, limit_images, open_source
+from contrastneg.data.sources import ImageSet, NoSuchSplit, open_source
 from contrastneg.data.subsets import order_of_choice
 from contrastneg.randomness import generator
 from contrastneg.wording import HELD_OUT_NOTE, count_of
@@ -257,14 +257,6 @@ def without_queries(bank: ImageSet, settings: Reading, most: int | None, notes: 
 def has_labels(source: ImageSet) -> bool:
     """Whether any image has a label."""
     return source.labels is not None and bool((source.labels >= 0).any())
-
-
-def limited(source: ImageSet, what: str, count: int | None, seed: int, notes: list[str]) -> ImageSet:
-    """At most so many images, and a note where that leaves some out."""
-    if count is None or count >= len(source):
-        return source
-    notes.append(chosen_note(source, what, count))
-    return limit_images(source, count, seed)
 
 
 def chosen_note(source: ImageSet, what: str, count: int) -> str:

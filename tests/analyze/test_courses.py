@@ -74,6 +74,26 @@ def test_encoders_whose_steps_are_known_stand_at_them(two):
     assert replace(known, step=None).progress is None
 
 
+def test_an_early_state_of_a_run_stands_before_the_later_ones(two):
+    from dataclasses import replace
+
+    from contrastneg.analyze.answers import answers_of
+    from contrastneg.analyze.courses import measure_course, measure_curricula
+
+    late = [replace(two.others[0], name=name, step=step) for name, step in (("half", 200), ("whole", 400))]
+    early = replace(two, step=40, others=late)
+    assert [one.name for one in early.checkpoints] == ["this one", "half", "whole"]
+    assert early.progress == [0.1, 0.5, 1.0]
+    first = measure_curricula(early)["curriculum_curves"].drop_duplicates("checkpoint")
+    assert first["encoder"].tolist() == ["this one", "half", "whole"]
+    assert first["progress"].tolist() == [0.1, 0.5, 1.0]
+    told = " ".join(one for answer in answers_of(measure_course(early), 0.2, []) for one in answer.sentences)
+    assert "under this one, the first, and" in told
+    assert "under whole, the last." in told
+    assert [one.name for one in replace(early, step=None).checkpoints] == ["half", "whole", "this one"]
+    assert [one.name for one in replace(early, step=400).checkpoints] == ["half", "whole", "this one"]  # equal steps
+
+
 def test_checkpoints_of_a_folder_come_by_step_and_runs_are_no_folders_of_them(tmp_path):
     from contrastneg.analyze.opening import checkpoints_in
 

@@ -177,6 +177,15 @@ def test_a_damaged_checkpoint_is_refused_and_one_of_other_weights_is_told(tmp_pa
     subject, layer = subject_of(Analyze(encoder=str(run)), str(run))
     assert layer == "backbone"
     assert "last.ckpt holds other weights than the encoder of the run" in subject.notes[-1]
+    for settings, why in (
+        ({}, "last.ckpt holds other weights than the encoder"),
+        ({"random_init": True}, "a random encoder has"),
+    ):
+        for asked in ("both", "projector"):
+            with pytest.raises(
+                ValueError, match=rf"layer is {asked} but there is no projection head to look at \({why}"
+            ):
+                subject_of(Analyze(encoder=str(run), layer=asked, **settings), str(run))
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ValueError, match="last.ckpt"):
         subject_of(Analyze(encoder=str(run)), str(run))
@@ -237,6 +246,74 @@ def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
     assert (subject.step, other.step, other.run) == (4, 4, subject.run)
     with pytest.raises(ValueError, match="layer is both but .* holds no projection head"):
         analyzed(write_encoder(tmp_path / "other"), layer="both")
+
+
+def test_without_labels_layers_are_not_compared_by_clusters_of_one_of_them(tmp_path):
+    run = pretrained(tmp_path / "run")
+    _, found = analyzed(
+        run, limit_images=200, gallery=0, unlabelled=True, clusters=8, layer="both", sections=("layers", "gradient")
+    )
+    assert set(found.tables) == {"gradient"}
+    assert found.left_out == {"layers": "needs labels, which are not there"}
+    assert all(answer.question != "How do backbone and projector differ?" for answer in found.answers)
+
+
+def test_layers_are_compared_by_so_many_queries_as_their_section_says():
+    from clouds import cloud
+
+    from contrastneg.analyze.courses import COMPARED
+    from contrastneg.analyze.layers import measure_layers
+    from contrastneg.analyze.material import Checkpoint, Material
+    from contrastneg.analyze.sections import SECTIONS
+
+    assert f"at most {COMPARED} images" in SECTIONS["layers"].definition
+    x, label, positive = cloud(COMPARED + 40)
+    table = measure_layers(
+        Material(x, positive, label, list("abcd"), 4, 2048, 0.2, 0, backbone=Checkpoint("backbone", x, positive))
+    )
+    assert set(table["layers"]["queries"]) == {COMPARED}
+
+
+def test_of_limited_images_no_other_is_looked_at_and_one_that_cannot_be_read_makes_place(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from contrastneg.analyze.opening import images_of
+    from contrastneg.analyze.settings import Analyze
+    from contrastneg.data import opening
+
+    for place in range(12):
+        Image.new("RGB", (8, 8), (20 * place, 0, 0)).save(tmp_path / f"{place:02}.png")
+    config = Analyze(encoder="unused", limit_images=4, unlabelled=True)
+    scanned, scan = [], opening.scan
+    monkeypatch.setattr(
+        opening, "scan", lambda source, *rest, **more: scanned.append(len(source)) or scan(source, *rest, **more)
+    )
+    source, notes = images_of(config, str(tmp_path), 3)
+    assert (len(source), scanned) == (4, [4])
+    assert "4 of 12 images are used, at random" in notes
+    (tmp_path / source.name_of(0)).write_bytes(b"cut")
+    rest, notes = images_of(replace(config, on_bad_image="skip"), str(tmp_path), 3)
+    assert len(rest) == 4
+    assert source.name_of(0) not in [rest.name_of(place) for place in range(4)]
+    assert any("1 picture" in note and "left out" in note for note in notes)
+    with pytest.raises(ValueError, match="has 1 images that can be read"):
+        images_of(replace(config, limit_images=1, on_bad_image="skip"), str(tmp_path), 3)
+
+
+def test_only_states_of_one_run_folder_are_of_one_run(tmp_path):
+    from contrastneg.analyze.opening import opened
+    from contrastneg.analyze.run import of_one_run
+    from contrastneg.analyze.settings import Analyze
+
+    run = write_encoder(tmp_path / "run")
+    subject = opened(Analyze(encoder=str(run)), str(run))
+    (tmp_path / "other").mkdir()
+    written_otherwise = replace(subject, run=tmp_path / "other" / ".." / "run")
+    outside = replace(subject, run=None)
+    assert of_one_run([subject, written_otherwise])
+    assert not of_one_run([outside, outside])
+    assert not of_one_run([subject, outside])
+    assert not of_one_run([subject, replace(subject, run=tmp_path / "other")])
 
 
 def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer_asked_for_go(tmp_path):
@@ -336,7 +413,7 @@ def test_of_very_many_images_costly_measures_ask_about_fewer_and_detectors_clust
 
     told = material(queries=40)
     for many, queries, clusterings in ((40, 40, {4, 8, 16}), (39, 32, {4})):
-        monkeypatch.setattr(measures, "MANY_IMAGES", many)
+        monkeypatch.setattr(measures, "MANY_ROWS", many)
         monkeypatch.setattr(measures, "FEW", 64)
         assert set(measures.measure_agreement(told)["gradient_agreement"]["queries"]) == {queries}
         found = measures.measure_detectors(told)["false_negative_detectors"]
