@@ -171,8 +171,8 @@ def open_labelled(
 ) -> LabelledData:
     """Open and scan a set to judge an encoder on: its training images answer, its test images are asked about.
 
-    Without test images a tenth of the labelled ones is held out, as pretraining does; without labels all are asked about,
-    and nothing that needs labels can be scored.
+    Without test images every 10th labelled one is held out, before any is read and before the limits are taken; without labels
+    all are asked about, and nothing that needs labels can be scored.
 
     Args:
         settings: How sets are read.
@@ -193,7 +193,7 @@ def open_labelled(
                 f"{address} has no labels: a test set can be asked about only where labelled images answer"
             )
         return without_queries(bank, settings, most, notes, "no labels: scores that need them are left out")
-    queries = asked_about(settings, address, test, channels, bank.classes)
+    queries = asked_about(settings, address, test, channels, bank)
     if queries is None or not has_labels(queries):
         kept, queries = hold_out(bank, settings.seed)
         if len(queries) == 0:
@@ -210,25 +210,26 @@ def open_labelled(
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
 
 
-def asked_about(
-    settings: Reading, address: str, test: str | None, channels: int, classes: list[str] | None
-) -> ImageSet | None:
+def asked_about(settings: Reading, address: str, test: str | None, channels: int, bank: ImageSet) -> ImageSet | None:
     """The test images of a set, or of the one named to test on (all of it, where it has one split).
+
+    None where these are the images that answer, which must not be asked about themselves.
 
     Raises:
         ValueError: The set named to test on has no labels.
     """
     try:
-        queries = open_source(test or address, split="test", root=settings.root, channels=channels, classes=classes)
+        queries = open_source(
+            test or address, split="test", root=settings.root, channels=channels, classes=bank.classes
+        )
     except NoSuchSplit:
         if test is None:
             return None
-        queries = open_source(test, root=settings.root, channels=channels, classes=classes)
-    if test is None and queries.split != "test":  # the only split, whose images must not be asked about themselves
-        return None
-    if test is not None and queries.labels is None:
+        queries = open_source(test, root=settings.root, channels=channels, classes=bank.classes)
+    if test is not None and not has_labels(queries):
         raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
-    return queries
+    same = Path(queries.address).resolve() == Path(bank.address).resolve()  # of what is no path a slash says nothing
+    return None if same and queries.split == bank.split else queries
 
 
 def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:

@@ -267,3 +267,37 @@ def test_limits_of_an_evaluation_are_drawn_before_any_picture_is_looked_at(tmp_p
     assert data.queries.image_id.tolist() == limit_images(queries, 4).image_id.tolist()
     assert looked_at == {*data.bank.image_id.tolist(), *data.queries.image_id.tolist()}
     assert "8 of 54 training images are used, as equally many of each class as possible" in data.notes
+
+
+def test_the_images_that_answer_are_not_asked_about_even_where_they_are_named_to_test_on(tmp_path):
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    folder = tmp_path / "set"
+    for name in "ab":
+        paint(folder / name, 20)
+    for test in (None, str(folder), f"{folder}/../set/"):
+        data = open_labelled(Evaluate("run"), str(folder), 3, test=test)
+        assert (len(data.bank), len(data.queries)) == (36, 4)
+        assert not set(data.bank.image_id.tolist()) & set(data.queries.image_id.tolist())
+        assert any("every 10th labelled image" in note for note in data.notes)
+
+
+def test_a_set_to_test_on_of_which_no_picture_has_a_label_is_refused(tmp_path, monkeypatch):
+    from contrastneg.data import opening
+    from contrastneg.evaluate.settings import Evaluate
+
+    for name in "ab":
+        paint(tmp_path / "set" / name, 20)
+        paint(tmp_path / "other" / name, 3)
+    real = opening.open_source
+
+    def unknown(address, **settings):
+        found = real(address, **settings)
+        if "other" in address:
+            found.labels.fill_(-1)
+        return found
+
+    monkeypatch.setattr(opening, "open_source", unknown)
+    with pytest.raises(ValueError, match="test .*other has no labels: give a labelled set to ask about"):
+        opening.open_labelled(Evaluate("run"), str(tmp_path / "set"), 3, test=str(tmp_path / "other"))
