@@ -98,8 +98,6 @@ class Usable:
     """How the set was understood, and what was left out."""
     bad: list[tuple[str, str]]
     """Name and reason of each picture that cannot be read."""
-    decoded: bool
-    """Whether every image was decoded: then none can turn out to be unreadable later."""
 
 
 def open_data(config: Pretrain) -> OpenedData:
@@ -321,15 +319,11 @@ def with_labels(source: ImageSet) -> ImageSet:
 def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
     """The images to pretrain on, and where their pixels will be."""
     found = usable_up_to(full, config.limit_images, config, whole=config.loading == "memory")
-    train, lines, notes, bad = found.images, found.lines, found.notes, found.bad
+    lines, notes = found.lines, found.notes
     if config.limit_images is not None and config.limit_images < len(full):
         lines = [*lines, f"limited to these of {count_of(len(full), 'picture')}; the others were not looked at"]
-        notes = [*notes, limit_note(train, len(full), scored_on_it)]
-    loading = loading_of(train, config)
-    if loading == "memory" and not found.decoded:  # few of a set too large to be decoded whole
-        again = usable(train, config, whole=True)
-        train, notes, bad = again.images, [*notes, *again.notes], [*bad, *again.bad]
-    return Usable(train, lines, notes, bad, found.decoded), loading
+        notes = [*notes, limit_note(found.images, len(full), scored_on_it)]
+    return Usable(found.images, lines, notes, found.bad), loading_of(found.images, config)
 
 
 def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bool) -> Usable:
@@ -362,7 +356,7 @@ def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bo
 def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
-        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
+        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [])
     progress = ScanProgress(f"{source.name} {source.split}")
     report = scan(source, config.on_bad_image, progress, whole=whole and config.on_bad_image == "skip")
     notes, kept = [*source.notes], source
@@ -373,7 +367,7 @@ def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
         notes.append(
             f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
         )
-    return Usable(kept, report.lines(), notes, report.bad, report.decoded)
+    return Usable(kept, report.lines(), notes, report.bad)
 
 
 def limit_note(train: ImageSet, whole: int, scored_on_it: bool) -> str:
