@@ -90,8 +90,8 @@ class CandidateShares(Callback):
     """Logs the state of the candidates that the coming step will see, over all ranks, at every step that is logged.
 
     Also before the last step of each epoch, as ``epoch/...`` for the line that ends the epoch. Where source stages choose or
-    add candidates ``own`` and ``same_class`` are those of the table after the last of them, which the step itself counts
-    (:meth:`contrastneg.negatives.Record.note_candidates`).
+    add candidates ``same_class`` is that of the table after the last of them, which the step itself counts, and so is ``own``
+    where that one replaces the candidates (:meth:`contrastneg.negatives.Record.note_candidates`).
 
     Args:
         label_table: Label of each image by stable index, -1 unknown; None without labels. Used for this statistic only.

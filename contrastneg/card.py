@@ -234,7 +234,9 @@ def late_stage_notes(method: Any, config: Pretrain, images: int, world_size: int
 
 
 def threshold_notes(method: Any, config: Pretrain, images: int, world_size: int) -> list[str]:
-    """From when a stage of learned thresholds acts, in a run so short that these cannot have come down by then.
+    """A warning for each stage of learned thresholds in a run so short that these cannot come down to 0 by its end.
+
+    Where they have only not come down when the stage begins to act, as with an early ``begin_at``, they do so later.
 
     Args:
         method: The method.
@@ -249,11 +251,11 @@ def threshold_notes(method: Any, config: Pretrain, images: int, world_size: int)
             continue
         rate, first = max(over_run(stage.rate)), math.ceil(stage.begin_at * length.steps)
         then, last = (1 - rate * steps / length.steps_per_epoch for steps in (first, length.steps))
-        if then > 0 and first < length.steps:
+        if last > 0 and first < length.steps:
             notes.append(
                 f"{key_of(place)} {type(stage).__name__} acts from step {first:,} of {length.steps:,} on (begin_at "
                 f"{stage.begin_at:g}), when the thresholds, which begin at 1 and fall by at most {rate:g} an epoch, can have come down "
-                f"to {then:.2f}, and to {max(last, -1):.2f} by the end: nothing below such a cosine is found (train longer, or raise rate)"
+                f"to {then:.2f}, and to {last:.2f} by the end: nothing below such a cosine is found (train longer, or raise rate)"
             )
     return notes
 

@@ -17,6 +17,7 @@ from contrastneg.annotations import words as words_of
 from contrastneg.checks import WrongSetting, refusal
 from contrastneg.config import Pretrain
 from contrastneg.data.sources import UnreadableImage, open_source
+from contrastneg.data.subsets import order_of_choice
 from contrastneg.helptext import list_of_classes, page_of_class, parser_of_verb, read_help_texts
 from contrastneg.mistakes import class_instead, explain, locate_class
 from contrastneg.options import bare_flags, dashed_names, positional
@@ -256,8 +257,10 @@ def natural_size(parsed: Namespace) -> int:
     if parsed.data is None:
         raise ValueError("no data: name a folder, a file or a known set, for instance `contrastneg pretrain shapes`")
     source = open_source(parsed.data, root=parsed.root, labels=False if parsed.unlabelled else None)
-    sizes = set()
-    for position in range(min(len(source), SIZE_SAMPLE)):
+    limit, sizes = parsed.limit_images, set()
+    whole = limit is None or limit >= len(source)  # of a limited set only pictures that are taken are looked at
+    positions = range(len(source)) if whole else order_of_choice(source, parsed.seed)[:limit].tolist()
+    for position in positions[:SIZE_SAMPLE]:
         with suppress(UnreadableImage):  # the scan will tell
             sizes.add(source.size(position))
     side = max(sizes.pop()) if len(sizes) == 1 else PHOTOGRAPH

@@ -268,7 +268,7 @@ LEGEND = {
     "kNN": "test images whose nearest training images vote for their class",
     "probe": "training images that a linear classifier gets right before it learns from them",
     "queue": "slots filled before the epoch's last step",
-    "own": "candidates of that step that show the query's own image (they are masked)",
+    "own": "candidates of the epoch's last step that show the query's own image (they are masked)",
     "same class": "candidates of the epoch's last step that are of the query's class, before the stages: false negatives",
 }
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_origin
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
-from jsonargparse._link_arguments import ActionLink
 
 from contrastneg.annotations import NAMED_BY_CLASS, choices, parts, record_in, value_in_words, words
 from contrastneg.negatives import Stage
@@ -31,7 +30,8 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def add_argument(self, action: Action) -> None:
         """Enter an option, but for links between settings and for those that ask for a page, which the settings name."""
-        if not isinstance(action, ActionLink) and not action.dest.endswith(".help"):
+        link = hasattr(action, "compute_fn")  # only a link has it; its class is in a private module of jsonargparse
+        if not link and not action.dest.endswith(".help"):
             super().add_argument(action)
 
     def _format_action_invocation(self, action: Action) -> str:

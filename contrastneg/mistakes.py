@@ -341,12 +341,13 @@ def trouble_of_stage(entry: Any) -> str | None:
     """Why an entry of a list of stages is none, as it goes on after its key; None for what looks like one."""
     if isinstance(entry, str):
         return None
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or not entry:
         return f"is {entry}: give the name of a stage, or {{class_path: NAME, init_args: {{SETTING: VALUE}}}}"
     name, *more = entry
     settings = {setting: given for setting, given in entry.items() if setting not in ("class_path", "init_args")}
     if "class_path" in entry:
-        settings, name = {**entry.get("init_args", {}), **settings}, entry["class_path"]
+        inner = entry.get("init_args")  # None where its settings stand beside it
+        settings, name = {**(inner if isinstance(inner, dict) else {}), **settings}, entry["class_path"]
     elif not more and name in [kind.__name__ for kind in choices(Stage)]:
         settings = entry[name] if isinstance(entry[name], dict) else {}
     else:

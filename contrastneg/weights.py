@@ -187,7 +187,8 @@ def recognise(state: Mapping[str, Tensor], prefix: str, path: Path) -> Backbone:
     if lacking:
         name, missing = min(lacking.items(), key=lambda pair: len(pair[1]))
         raise ValueError(
-            f"{path}: the encoder under {prefix!r} would be {name} but lacks {some(missing)}: give a whole file"
+            f"{path}: the encoder under {prefix!r} would be {name} but lacks {some(missing)}: give a whole file, "
+            "or name it with --backbone.name"
         )
     raise ValueError(
         f"{path}: the encoder under {prefix!r} is none of {', '.join((*RESNETS, *TRANSFORMERS))} at any width: name it "

@@ -117,6 +117,10 @@ def test_thresholds_that_cannot_have_come_down_when_they_begin_to_act_are_told_w
     assert "can have come down to 0.80, and to 0.60 by the end" in note
     long = Pretrain(method=SimCLR(**small()), batch_size=10, epochs=40)  # down to 0 when they begin to act
     assert threshold_notes(method, long, images=107, world_size=1) == []
+    for begin_at in (0.0, 0.05):  # they come down while it acts
+        early = SimpleNamespace(stages=[GlobalQuantile(rate=0.05, begin_at=begin_at)])
+        assert threshold_notes(early, long, images=107, world_size=1) == []
+        assert len(threshold_notes(early, settings, images=107, world_size=1)) == 1
     late = SimpleNamespace(stages=[GlobalQuantile(begin_at=1.0)])  # which is told as doing nothing
     assert threshold_notes(late, settings, images=107, world_size=1) == []
 

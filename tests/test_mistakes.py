@@ -81,6 +81,13 @@ def test_a_wrong_name_among_the_stages_of_a_file_is_answered_with_the_key_as_it_
     [
         ([{**UNIFORM, "count": 3}],
          "[0] is {class_path: UniformSubset, count: 3}: write {class_path: UniformSubset, init_args: {count: 3}}"),
+        ([{**UNIFORM, "init_args": None, "count": 3}],
+         "[0] is {class_path: UniformSubset, init_args: null, count: 3}: "
+         "write {class_path: UniformSubset, init_args: {count: 3}}"),
+        ([{**UNIFORM, "init_args": "many", "count": 3}],
+         "[0] is {class_path: UniformSubset, init_args: many, count: 3}: "
+         "write {class_path: UniformSubset, init_args: {count: 3}}"),
+        ([UNIFORM, {}], "[1] is {}: give the name of a stage, or {class_path: NAME, init_args: {SETTING: VALUE}}"),
         ([UNIFORM, {"MoCHi": {"pool": 3}}], "[1] is {MoCHi: {pool: 3}}: write {class_path: MoCHi, init_args: {pool: 3}}"),
         ([{"init_args": {"pool": 3}}],
          "[0] is {init_args: {pool: 3}}, without class_path: write {class_path: NAME, init_args: {SETTING: VALUE}}"),

@@ -125,7 +125,9 @@ def test_a_missing_tensor_is_not_replaced_by_chance(tmp_path: Path) -> None:
     state = resnet().state_dict()
     del state["layer3.1.conv2.weight"]
     torch.save(state, tmp_path / "x.pt")
-    lacks = r"'' would be resnet18 but lacks layer3\.1\.conv2\.weight: give a whole file"
+    lacks = (
+        r"'' would be resnet18 but lacks layer3\.1\.conv2\.weight: give a whole file, or name it with --backbone\.name"
+    )
     with pytest.raises(ValueError, match=lacks):
         read_foreign(tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"does not fit resnet18 \(missing: layer3\.1\.conv2\.weight\)"):

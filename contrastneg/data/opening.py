@@ -98,8 +98,6 @@ class Usable:
     """How the set was understood, and what was left out."""
     bad: list[tuple[str, str]]
     """Name and reason of each picture that cannot be read."""
-    decoded: bool
-    """Whether every image was decoded: then none can turn out to be unreadable later."""
 
 
 def open_data(config: Pretrain) -> OpenedData:
@@ -171,8 +169,8 @@ def open_labelled(
 ) -> LabelledData:
     """Open and scan a set to judge an encoder on: its training images answer, its test images are asked about.
 
-    Without test images a tenth of the labelled ones is held out, as pretraining does; without labels all are asked about,
-    and nothing that needs labels can be scored.
+    Without test images every 10th labelled one is held out, before any is read and before the limits are taken; without labels
+    all are asked about, and nothing that needs labels can be scored.
 
     Args:
         settings: How sets are read.
@@ -193,7 +191,7 @@ def open_labelled(
                 f"{address} has no labels: a test set can be asked about only where labelled images answer"
             )
         return without_queries(bank, settings, most, notes, "no labels: scores that need them are left out")
-    queries = asked_about(settings, address, test, channels, bank.classes)
+    queries = asked_about(settings, address, test, channels, bank)
     if queries is None or not has_labels(queries):
         kept, queries = hold_out(bank, settings.seed)
         if len(queries) == 0:
@@ -210,25 +208,26 @@ def open_labelled(
     return LabelledData(bank, queries, "stream" if "stream" in both else "memory", list(dict.fromkeys(notes)))
 
 
-def asked_about(
-    settings: Reading, address: str, test: str | None, channels: int, classes: list[str] | None
-) -> ImageSet | None:
+def asked_about(settings: Reading, address: str, test: str | None, channels: int, bank: ImageSet) -> ImageSet | None:
     """The test images of a set, or of the one named to test on (all of it, where it has one split).
+
+    None where these are the images that answer, which must not be asked about themselves.
 
     Raises:
         ValueError: The set named to test on has no labels.
     """
     try:
-        queries = open_source(test or address, split="test", root=settings.root, channels=channels, classes=classes)
+        queries = open_source(
+            test or address, split="test", root=settings.root, channels=channels, classes=bank.classes
+        )
     except NoSuchSplit:
         if test is None:
             return None
-        queries = open_source(test, root=settings.root, channels=channels, classes=classes)
-    if test is None and queries.split != "test":  # the only split, whose images must not be asked about themselves
-        return None
-    if test is not None and queries.labels is None:
+        queries = open_source(test, root=settings.root, channels=channels, classes=bank.classes)
+    if test is not None and not has_labels(queries):
         raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
-    return queries
+    same = Path(queries.address).resolve() == Path(bank.address).resolve()  # of what is no path a slash says nothing
+    return None if same and queries.split == bank.split else queries
 
 
 def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:
@@ -312,15 +311,11 @@ def with_labels(source: ImageSet) -> ImageSet:
 def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
     """The images to pretrain on, and where their pixels will be."""
     found = usable_up_to(full, config.limit_images, config, whole=config.loading == "memory")
-    train, lines, notes, bad = found.images, found.lines, found.notes, found.bad
+    lines, notes = found.lines, found.notes
     if config.limit_images is not None and config.limit_images < len(full):
         lines = [*lines, f"limited to these of {count_of(len(full), 'picture')}; the others were not looked at"]
-        notes = [*notes, limit_note(train, len(full), scored_on_it)]
-    loading = loading_of(train, config)
-    if loading == "memory" and not found.decoded:  # few of a set too large to be decoded whole
-        again = usable(train, config, whole=True)
-        train, notes, bad = again.images, [*notes, *again.notes], [*bad, *again.bad]
-    return Usable(train, lines, notes, bad, found.decoded), loading
+        notes = [*notes, limit_note(found.images, len(full), scored_on_it)]
+    return Usable(found.images, lines, notes, found.bad), loading_of(found.images, config)
 
 
 def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bool) -> Usable:
@@ -353,7 +348,7 @@ def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bo
 def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
     if source.pixels is not None:
-        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [], True)
+        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [])
     progress = ScanProgress(f"{source.name} {source.split}")
     report = scan(source, config.on_bad_image, progress, whole=whole and config.on_bad_image == "skip")
     notes, kept = [*source.notes], source
@@ -364,7 +359,7 @@ def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
         notes.append(
             f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
         )
-    return Usable(kept, report.lines(), notes, report.bad, report.decoded)
+    return Usable(kept, report.lines(), notes, report.bad)
 
 
 def limit_note(train: ImageSet, whole: int, scored_on_it: bool) -> str:

@@ -212,15 +212,22 @@ class Record:
             known, same = self._same_class(negatives)
             self._ratio(f"negatives/{name}/same_class", (weight * same).sum(), (weight * known).sum())
 
-    def note_candidates(self, negatives: Negatives) -> None:
+    def note_candidates(self, negatives: Negatives, *, replaced: bool) -> None:
         """Count what the candidates are that source stages chose, the query's own image among them: every pair once.
 
-        ``candidates/own`` is the share of pairs that show one image; ``candidates/same_class`` the share of those of two images
-        of known class that are of one class. Places that no candidate fills do not count.
+        ``candidates/own`` is the share of pairs that show one image, noted only where the last source replaced the candidates:
+        beside those of the method stand the query's own views, and columns that are offered to one query alone.
+        ``candidates/same_class`` is the share of the pairs of two images of known class that are of one class. Places that no
+        candidate fills do not count.
+
+        Args:
+            negatives: The table after the last source.
+            replaced: Whether that source chose in place of the method's candidates.
         """
         own = (negatives.key_id == negatives.query_id[:, None]) & (negatives.key_id >= 0)
         there = negatives.kept | own
-        self._ratio("candidates/own", own.sum(), there.sum())
+        if replaced:
+            self._ratio("candidates/own", own.sum(), there.sum())
         if self.label_table is not None:
             known, same = self._same_class(negatives)
             other = there & ~own
@@ -404,7 +411,7 @@ def run_stages(negatives: Negatives, stages: Sequence[Stage], clock: Clock, reco
             name = f"{place + 1}_{type(stage).__name__}"
             record.note(name, negatives)
             if place == last_source:
-                record.note_candidates(negatives)
+                record.note_candidates(negatives, replaced=stage.replaces_candidates)
             if stage.kind == "eliminate":
                 record.note_found(name, before, negatives)
             record.report(name, stage)

@@ -193,7 +193,7 @@ QUEUE = (
         ("candidates/own", "epoch/own"),
         100.0,
         True,
-        "candidates that show the query's own image: old keys of the queue, or what source stages chose",
+        "candidates that show the query's own image: old keys of the queue, or what a source chose in place of them",
         STEPS_AND_ENDS,
     ),
     Curve(

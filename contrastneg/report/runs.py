@@ -184,7 +184,10 @@ def shown_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(setting: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each single setting by its key; the class of a part stands under the part's own key, as error messages name it."""
+    """Each single setting by its key; the class of a part stands under the part's own key, as error messages name it.
+
+    A list of parts fills one cell, each as :func:`called` writes it.
+    """
     if isinstance(setting, dict) and "class_path" in setting:
         yield key, str(setting["class_path"])
         setting = setting.get("init_args") or {}
@@ -203,17 +206,19 @@ def called(part: Any) -> str:
         return f"[{', '.join(map(called, part))}]"
     if not isinstance(part, dict):
         return plain_text(part)
-    name = str(part.get("class_path", "")).rpartition(".")[2]
+    path = str(part.get("class_path", ""))
+    name = path.rpartition(".")[2]
     settings = part if not name else part.get("init_args") or {}
-    usual = defaults_of(name)
+    usual = defaults_of(path)
     told = {key: called(entry) for key, entry in settings.items() if key not in usual or usual[key] != called(entry)}
     inner = ", ".join(f"{key}={text}" for key, text in told.items())
     return f"{name}({inner})" if inner or not name else name
 
 
-def defaults_of(name: str) -> dict[str, str]:
-    """The plain defaults of a stage of ours as :func:`called` writes them; none of another class."""
-    kind = getattr(negatives, name, None)
+def defaults_of(path: str) -> dict[str, str]:
+    """The plain defaults of a stage of ours as :func:`called` writes them; none of a class of another module."""
+    module, _, name = path.rpartition(".")
+    kind = getattr(negatives, name, None) if not module or module.split(".")[0] == "contrastneg" else None
     known = fields(kind) if isinstance(kind, type) and is_dataclass(kind) else ()
     plain = [field for field in known if field.default is None or isinstance(field.default, (bool, int, float, str))]
     return {field.name: called(field.default) for field in plain}

@@ -51,8 +51,7 @@ def test_a_limited_set_or_one_with_bad_images_is_parted_all_the_same(tmp_path):
     assert not set(sets.bank.image_id.tolist()) & set(sets.queries.image_id.tolist())
 
 
-@pytest.mark.parametrize("options", [["--loading", "memory"], ["--limit-images", 39]])
-def test_images_that_will_be_in_memory_are_decoded_where_bad_ones_are_to_be_skipped(tmp_path, monkeypatch, options):
+def test_images_that_must_be_in_memory_are_decoded_where_bad_ones_are_to_be_skipped(tmp_path, monkeypatch):
     from contrastneg.data import scan
 
     monkeypatch.setattr(scan, "DECODED_PIXELS", 0)  # as of a large set: headers only
@@ -62,11 +61,11 @@ def test_images_that_will_be_in_memory_are_decoded_where_bad_ones_are_to_be_skip
         data = bytearray(file.read_bytes())
         data[60:90] = bytes(30)  # damage between a good header and a good end
         file.write_bytes(data)
-    sets = opened(tmp_path, "--on-bad-image", "skip", *options)
+    sets = opened(tmp_path, "--on-bad-image", "skip", "--loading", "memory")
     assert sets.loading == "memory"
     held = {int(index) for part in (sets.train, sets.bank, sets.queries) for index in part.image_id}
     assert not held & {i for i in range(40) if sets.train.reader.name_of(i).endswith("/3.png")}
-    assert len(sets.train.load()) == len(sets.train) >= 37
+    assert len(sets.train.load()) == len(sets.train) == 38
     assert any("left out" in note and "3.png" in note for note in sets.notes)
 
 
@@ -233,6 +232,8 @@ def test_of_a_limited_set_only_the_chosen_pictures_are_looked_at_the_same_ones_a
     sets = opened(folder, "--limit-images", 12, "--views.size", 12)
     assert sets.train.image_id.tolist() == chosen
     assert looked_at == set(chosen)
+    opened(folder, "--limit-images", 12)  # the size of the views is theirs, too
+    assert looked_at == set(chosen)
     assert sets.train.labels.bincount().tolist() == [6, 6]
     assert "to pretrain on: 12 usable of 12 pictures found (each decoded)" in sets.lines
     assert "limited to these of 60 pictures; the others were not looked at" in sets.lines
@@ -267,3 +268,37 @@ def test_limits_of_an_evaluation_are_drawn_before_any_picture_is_looked_at(tmp_p
     assert data.queries.image_id.tolist() == limit_images(queries, 4).image_id.tolist()
     assert looked_at == {*data.bank.image_id.tolist(), *data.queries.image_id.tolist()}
     assert "8 of 54 training images are used, as equally many of each class as possible" in data.notes
+
+
+def test_the_images_that_answer_are_not_asked_about_even_where_they_are_named_to_test_on(tmp_path):
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    folder = tmp_path / "set"
+    for name in "ab":
+        paint(folder / name, 20)
+    for test in (None, str(folder), f"{folder}/../set/"):
+        data = open_labelled(Evaluate("run"), str(folder), 3, test=test)
+        assert (len(data.bank), len(data.queries)) == (36, 4)
+        assert not set(data.bank.image_id.tolist()) & set(data.queries.image_id.tolist())
+        assert any("every 10th labelled image" in note for note in data.notes)
+
+
+def test_a_set_to_test_on_of_which_no_picture_has_a_label_is_refused(tmp_path, monkeypatch):
+    from contrastneg.data import opening
+    from contrastneg.evaluate.settings import Evaluate
+
+    for name in "ab":
+        paint(tmp_path / "set" / name, 20)
+        paint(tmp_path / "other" / name, 3)
+    real = opening.open_source
+
+    def unknown(address, **settings):
+        found = real(address, **settings)
+        if "other" in address:
+            found.labels.fill_(-1)
+        return found
+
+    monkeypatch.setattr(opening, "open_source", unknown)
+    with pytest.raises(ValueError, match="test .*other has no labels: give a labelled set to ask about"):
+        opening.open_labelled(Evaluate("run"), str(tmp_path / "set"), 3, test=str(tmp_path / "other"))

@@ -211,12 +211,13 @@ def test_a_list_of_stages_is_told_in_one_cell_by_the_settings_that_are_not_their
         },
         {"class_path": "SameCluster", "init_args": {"clusters": [5], "acceptance": ramp, "action": "eliminate"}},
         {"class_path": "mine.DropHardest", "init_args": {"count": 5}},
+        {"class_path": "mine.MoCHi", "init_args": {"pair_mixes": 1024}},
         {"class_path": "UniformSubset"},
         "UniformSubset",
     ]
     assert dict(flat({"stages": stages})) == {
         "stages": "MoCHi(pool=64), SameCluster(clusters=[5], acceptance=Linear(start=0.0, end=1.0)), DropHardest(count=5), "
-        "UniformSubset, UniformSubset"
+        "MoCHi(pair_mixes=1024), UniformSubset, UniformSubset"
     }
 
 
