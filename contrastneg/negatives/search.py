@@ -68,7 +68,8 @@ def search(
             block = torch.mm(scaled[part], keys.T, out=room[: part.stop - part.start])
             row, excluded = exclude[(exclude[:, 0] >= part.start) & (exclude[:, 0] < part.stop)].unbind(1)
             block[row - part.start, excluded] = -torch.inf
-            column[part] = largest_columns(block, count, ordered)
+            found = [largest_columns(block[few], count, ordered) for few in row_parts(block, len(keys), 4)]
+            column[part] = torch.cat(found)
             logit[part] = block.gather(1, column[part])
             total[part] = torch.cat([_sum_(block[few], logit[part][few]) for few in row_parts(block, len(keys))])
             if with_gradient:
