@@ -1,8 +1,10 @@
 """Real processes that start quickly: forks of one that has imported everything already and done nothing else."""
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -76,7 +78,9 @@ class Command:
         """All that it printed on both streams, once it has ended."""
         self._process.join(timeout)
         if self.returncode is None:
-            os.killpg(self.pid, 9)
+            self.send_signal(signal.SIGUSR1)  # it prints where it stands
+            self._process.join(1)
+            os.killpg(self.pid, signal.SIGKILL)
         printed = [path.read_text() for path in self._printed]
         self._files.close()
         assert self.returncode is not None, f"still running after {timeout} seconds: {printed}"
@@ -93,6 +97,7 @@ def _command(module, arguments, cwd, environment, printed):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, stream.fileno())
         os.close(file)
+    faulthandler.register(signal.SIGUSR1, file=2)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
