@@ -147,7 +147,10 @@ def unknown_argument(argument: str, parser: ArgumentParser) -> str:
     """An option that there is not, or a word too many."""
     if not argument.startswith("-"):
         first = " and the address of the data stands first" if "pretrain" in parser.prog else ""
-        return f"{argument!r} is a word too many: settings are given as --NAME VALUE{first} ({parser.prog} --help)"
+        lists = "" if first else "; names of one setting stand with commas between, without blanks"
+        return (
+            f"{argument!r} is a word too many: settings are given as --NAME VALUE{first}{lists} ({parser.prog} --help)"
+        )
     options = [name for name in parser._option_string_actions if name.startswith("--") and "print" not in name]
     near = closest(argument.partition("=")[0], options)
     advice = f"did you mean {near}?" if near else f"{parser.prog} --help lists all"

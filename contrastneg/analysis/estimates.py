@@ -1,6 +1,7 @@
 """Estimates of the negative term of the loss beside the truth by labels: what false negatives do to it, and each cure."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,20 +22,34 @@ from contrastneg.analysis.queries import (
 )
 from contrastneg.logsumexp import table_logsumexp
 from contrastneg.losses import debiased_logsumexp, tilted_logsumexp
-from contrastneg.losses.rows import log_count
 
 ORACLE, HARD_ORACLE = "oracle", "hard oracle"
 
 
+KEPT, TRUE, OUTSIDE = "all candidates", "those of other classes", "those of other clusters"
+
+
 @dataclass(frozen=True)
 class _Row:
-    """A row of the table: an estimate, what it is compared with, and how it is made."""
+    """A row of the table: an estimate, what it is compared with, and the mean that it is made of."""
 
     estimate: str
     target: str
-    term: Callable[["_Terms"], tuple[Tensor, Tensor | None]]
-    """Log of the mean term of each query, and the queries at the floor of the debiased estimate."""
-    class_prior: float = float("nan")
+    among: str
+    tilted: bool
+    class_prior: float = math.nan
+    """Of the debiased estimates; NaN leaves the mean as it is."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A mean term of some queries."""
+
+    log_value: Float64[Tensor, " b"]
+    gradient: Float64[Tensor, "b D"]
+    """Of the logarithm, with respect to the unit queries."""
+    floored: Bool[Tensor, " b"]
+    """Queries at the floor of a debiased estimate."""
 
 
 def negative_terms(
@@ -43,7 +58,7 @@ def negative_terms(
     positives: Positives,
     *,
     temperature: float = 0.5,
-    class_priors: Sequence[float] | None = None,
+    class_priors: Sequence[float | None] = (None,),
     beta: float = 1.0,
     clusters: EstimatedClasses | None = None,
     size_groups: int = 1,
@@ -72,7 +87,7 @@ def negative_terms(
         labels: Their classes, for the truth.
         positives: Positives of a second view of each image, row by row: the positive of each query.
         temperature: t above 0.
-        class_priors: Each :math:`\tau` in [0, 1); none takes the share of candidates that are of the query's class.
+        class_priors: Each :math:`\tau` in [0, 1); None stands for the mean share of candidates that are of the query's class.
         beta: Tilt of the hard-weighted estimate in units of 1 / t, at least 0.
         clusters: Clusters, one per image; none leaves the cluster-eliminated estimate out.
         size_groups: Parts into which queries are cut by the size of their class, small classes first, as even as classes
@@ -94,7 +109,8 @@ def negative_terms(
     if beta < 0:
         raise ValueError(f"beta is {beta}: give at least 0")
     asked = ask_by_class(embeddings, labels, queries=queries, seed=seed, positives=positives)
-    priors = [float(asked.base_rate().mean())] if class_priors is None else list(class_priors)
+    share = float(asked.base_rate().mean())
+    priors = [share if prior is None else prior for prior in class_priors]
     cluster_of = None if clusters is None else of_images(clusters, len(embeddings), "clusters")[asked.position]
     if not all(0 <= prior < 1 for prior in priors):
         raise ValueError(f"class_priors is {priors}: give numbers of at least 0 and below 1")
@@ -115,11 +131,12 @@ def _found(
     parts: list[list[Tensor]] = [[] for _ in rows]
     for queries_now, cosine in asked.parts():
         terms = _Terms(asked, queries_now, cosine, cluster_of, temperature, beta)
-        truth = {
-            name: terms.measured(terms.true_negatives(tilted=name == HARD_ORACLE)) for name in (ORACLE, HARD_ORACLE)
-        }
+        truth = {ORACLE: terms.mean(TRUE, tilted=False), HARD_ORACLE: terms.mean(TRUE, tilted=True)}
         for row, found in zip(rows, parts, strict=True):
-            found.append(_compared(terms.measured(row.term(terms)), truth[row.target]))
+            term = terms.mean(row.among, tilted=row.tilted)
+            if not math.isnan(row.class_prior):
+                term = terms.debiased(term, row.class_prior)
+            found.append(_compared(term, truth[row.target]))
     return [torch.cat(found) for found in parts]
 
 
@@ -137,7 +154,7 @@ def _size_groups(asked: Asked, number: int) -> list[tuple[Bool[Tensor, " Q"], di
 
 
 class _Terms:
-    """Negative terms of some queries, differentiable in their similarities."""
+    """Negative terms of some queries. Each mean is taken once, whatever estimates are made of it: it costs a pass over all images."""
 
     def __init__(
         self,
@@ -150,80 +167,72 @@ class _Terms:
     ) -> None:
         assert asked.second is not None
         self.asked, self.temperature, self.beta = asked, temperature, beta
-        self.kept = cosine > -torch.inf
-        self.true = self.kept & ~asked.same_class(rows)
-        self.outside = self.kept
+        kept = cosine > -torch.inf
+        self.among = {KEPT: kept, TRUE: kept & ~asked.same_class(rows)}
         if cluster_of is not None:
             own = cluster_of[rows][:, None]
-            outside = self.kept & ~((cluster_of == own) & (own >= 0))
-            self.outside = torch.where(outside.any(dim=1, keepdim=True), outside, self.kept)
-        self.similarity = cosine.masked_fill(~self.kept, 0).requires_grad_()
+            outside = kept & ~((cluster_of == own) & (own >= 0))
+            self.among[OUTSIDE] = torch.where(outside.any(dim=1, keepdim=True), outside, kept)
+        self.similarity = cosine.masked_fill(~kept, 0).requires_grad_()
         self.positive_key = asked.second[rows].double()
         self.positive = asked.positive(rows).requires_grad_()
+        self._means: dict[tuple[str, bool], _Term] = {}
 
-    def over(self, among: Bool[Tensor, "b N"]) -> tuple[Tensor, None]:
-        log_weight = among.double().log()
-        mass = table_logsumexp(self.similarity, log_weight, temperature=self.temperature)
-        return mass - log_count(self.similarity, log_weight), None
+    def mean(self, among: str, *, tilted: bool) -> _Term:
+        """The mean over some candidates, plain or under the law tilted by beta."""
+        if (among, tilted) not in self._means:
+            self._means[among, tilted] = self._mean(among, tilted=tilted)
+        return self._means[among, tilted]
 
-    def tilted(self, among: Bool[Tensor, "b N"]) -> Tensor:
-        if self.beta == 0:
-            return self.over(among)[0]
-        log_weight = among.double().log()
-        count = log_count(self.similarity, log_weight)
-        raised = table_logsumexp(self.similarity, log_weight, temperature=self.temperature / (1 + self.beta))
-        weights = table_logsumexp(self.similarity, log_weight, temperature=self.temperature / self.beta)
+    def _mean(self, among: str, *, tilted: bool) -> _Term:
+        log_weight = self.among[among].double().log()
+        count = self.among[among].sum(dim=1).double().log()
+        log_mean = self._tilted(log_weight, count) if tilted and self.beta else self._sum(log_weight, 1.0) - count
+        (by_similarity,) = torch.autograd.grad(log_mean.sum(), [self.similarity])
+        gradient = weighted_sum(by_similarity, self.asked.x)
+        return _Term(log_mean.detach(), gradient, torch.zeros_like(log_mean, dtype=torch.bool))
+
+    def _tilted(self, log_weight: Float64[Tensor, "b N"], count: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        raised, weights = self._sum(log_weight, 1 + self.beta), self._sum(log_weight, self.beta)
         return tilted_logsumexp(raised, weights, count, beta=self.beta) - count
 
-    def true_negatives(self, *, tilted: bool) -> tuple[Tensor, None]:
-        return (self.tilted(self.true), None) if tilted else self.over(self.true)
+    def _sum(self, log_weight: Float64[Tensor, "b N"], power: float) -> Float64[Tensor, " b"]:
+        return table_logsumexp(self.similarity, log_weight, temperature=self.temperature / power)
 
-    def debiased(self, class_prior: float, *, tilted: bool) -> tuple[Tensor, Tensor]:
-        mean_term = self.tilted(self.kept) if tilted else self.over(self.kept)[0]
+    def debiased(self, mean: _Term, class_prior: float) -> _Term:
+        """The mean without what candidates of the query's class are expected to add; the gradient follows by the chain rule."""
+        log_mean = mean.log_value.clone().requires_grad_()
         # of a single candidate: the mean in the place of the sum
-        return debiased_logsumexp(
+        term, floored = debiased_logsumexp(
             self.positive,
-            mean_term,
-            torch.zeros_like(mean_term),
+            log_mean,
+            torch.zeros_like(log_mean),
             temperature=self.temperature,
             class_prior=class_prior,
         )
-
-    def measured(
-        self, term: tuple[Tensor, Tensor | None]
-    ) -> tuple[Float64[Tensor, " b"], Float64[Tensor, "b D"], Bool[Tensor, " b"]]:
-        """Log mean term, its gradient with respect to the unit queries, and whether it is at the floor."""
-        log_mean, floored = term
-        by_similarity, by_positive = torch.autograd.grad(
-            log_mean.sum(), [self.similarity, self.positive], allow_unused=True
+        by_mean, by_positive = torch.autograd.grad(
+            term.sum(), [log_mean, self.positive], allow_unused=True, materialize_grads=True
         )
-        gradient = weighted_sum(by_similarity, self.asked.x)
-        if by_positive is not None:
-            gradient = gradient + by_positive[:, None] * self.positive_key
-        floored = torch.zeros_like(log_mean, dtype=torch.bool) if floored is None else floored
-        return log_mean.detach(), gradient, floored
+        gradient = by_mean[:, None] * mean.gradient + by_positive[:, None] * self.positive_key
+        return _Term(term.detach(), gradient, floored)
 
 
 def _rows(priors: list[float], *, clustered: bool) -> list[_Row]:
-    rows = [_Row("biased", ORACLE, lambda terms: terms.over(terms.kept))]
-    for prior in priors:
-        rows.append(_Row("debiased", ORACLE, lambda terms, prior=prior: terms.debiased(prior, tilted=False), prior))
-    for prior in priors:
-        rows.append(
-            _Row("hard-weighted", HARD_ORACLE, lambda terms, prior=prior: terms.debiased(prior, tilted=True), prior)
-        )
-    if clustered:
-        rows.append(_Row("cluster-eliminated", ORACLE, lambda terms: terms.over(terms.outside)))
-    rows.append(_Row(ORACLE, ORACLE, lambda terms: terms.true_negatives(tilted=False)))
-    rows.append(_Row(HARD_ORACLE, HARD_ORACLE, lambda terms: terms.true_negatives(tilted=True)))
-    return rows
+    return [
+        _Row("biased", ORACLE, KEPT, tilted=False),
+        *(_Row("debiased", ORACLE, KEPT, tilted=False, class_prior=prior) for prior in priors),
+        *(_Row("hard-weighted", HARD_ORACLE, KEPT, tilted=True, class_prior=prior) for prior in priors),
+        *([_Row("cluster-eliminated", ORACLE, OUTSIDE, tilted=False)] if clustered else []),
+        _Row(ORACLE, ORACLE, TRUE, tilted=False),
+        _Row(HARD_ORACLE, HARD_ORACLE, TRUE, tilted=True),
+    ]
 
 
-def _compared(found: tuple[Tensor, Tensor, Tensor], truth: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, "b 5"]:
+def _compared(found: _Term, truth: _Term) -> Float64[Tensor, "b 5"]:
     """Term, log error, relative error, cosine of gradients and whether at the floor, of each query."""
-    log_ratio = found[0] - truth[0]
-    cosine = torch.nn.functional.cosine_similarity(found[1], truth[1], dim=1, eps=1e-300)
-    columns = [found[0].exp(), log_ratio, log_ratio.expm1().abs(), cosine, found[2].double()]
+    log_ratio = found.log_value - truth.log_value
+    cosine = torch.nn.functional.cosine_similarity(found.gradient, truth.gradient, dim=1, eps=1e-300)
+    columns = [found.log_value.exp(), log_ratio, log_ratio.expm1().abs(), cosine, found.floored.double()]
     return torch.stack(columns, dim=1)
 
 

@@ -9,6 +9,7 @@ from contrastneg import analysis
 from contrastneg.analyze.charts import Drawing, band_text, drawing, each, of, valued
 from contrastneg.analyze.material import Material
 from contrastneg.analyze.tables import Tables, rows_where
+from contrastneg.pseudolabels import MANY_ROWS
 from contrastneg.report.plots import Level
 from contrastneg.report.tableplots import curves, dots
 
@@ -17,6 +18,11 @@ IN_GRAPH = 20_000  # images whose nearest are looked up: a search among all take
 DRAWN = 64  # queries of the weighted draws, each of which draws thousands of times
 CHAINS = 8  # queries of the chains, each with a matrix of its own
 WITH_MARGIN = 256  # queries of the margins, each with a softmax at many temperatures
+
+
+def of_size(material: Material, queries: int) -> int:
+    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
+    return queries if len(material.embeddings) <= MANY_ROWS else max(32, queries // 16)
 
 
 def measure_exponents(material: Material) -> dict[str, pd.DataFrame]:
@@ -118,9 +124,8 @@ def draw_draws(tables: Tables) -> list[Drawing]:
 
 def measure_margins(material: Material) -> dict[str, pd.DataFrame]:
     """Which negatives act above a margin, beside InfoNCE."""
-    return {
-        "margin_shares": analysis.margin_shares(material.embeddings, material.classes, **material.asking(WITH_MARGIN))
-    }
+    asked = material.asking(of_size(material, WITH_MARGIN))
+    return {"margin_shares": analysis.margin_shares(material.embeddings, material.classes, **asked)}
 
 
 def draw_margins(tables: Tables) -> list[Drawing]:

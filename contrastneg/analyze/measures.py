@@ -17,11 +17,6 @@ DIFFERENTIATED = 1024  # queries of the estimates, whose gradients cost ten time
 FEW = 256  # queries of the gradients with few negatives, each drawn several times
 
 
-def of_size(material: Material, queries: int) -> int:
-    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
-    return queries if len(material.embeddings) <= MANY_ROWS else max(32, queries // 16)
-
-
 def measure_gradient(material: Material) -> dict[str, pd.DataFrame]:
     """Shares of the gradient and effective numbers at several temperatures, the one that is asked for among them."""
     temperatures = sorted({*TEMPERATURES, material.temperature})
@@ -100,7 +95,7 @@ def measure_counts(material: Material) -> dict[str, pd.DataFrame]:
 
 def measure_agreement(material: Material) -> dict[str, pd.DataFrame]:
     """The gradient of few negatives beside that of all."""
-    asked = material.asking(of_size(material, FEW))
+    asked = material.asking(laws.of_size(material, FEW))
     table = analysis.gradient_agreement(
         material.embeddings, material.positives, temperature=material.temperature, **asked
     )
@@ -111,18 +106,11 @@ def measure_estimates(material: Material) -> dict[str, pd.DataFrame]:
     """The negative term by each estimate, at several class priors."""
     assert material.labels is not None
     told = (material.embeddings, material.labels, material.positives)
-    asked = material.asking(of_size(material, DIFFERENTIATED))
-    share = analysis.negative_terms(
-        *told, temperature=material.temperature, clusters=material.estimate, **asked
-    )  # with the measured prior
-    priors = analysis.negative_terms(*told, temperature=material.temperature, class_priors=PRIORS, **asked)
-    further = rows_where(priors, priors["class_prior"].notna())
-    tables: list[pd.DataFrame] = [share, further]
-    found = {"negative_terms": pd.concat(tables, ignore_index=True)}
+    asked = material.asking(laws.of_size(material, DIFFERENTIATED))
+    settings = {"temperature": material.temperature, "clusters": material.estimate, **asked}
+    found = {"negative_terms": analysis.negative_terms(*told, class_priors=(None, *PRIORS), **settings)}
     if laws.uneven(material.labels):
-        found["negative_terms_by_size"] = analysis.negative_terms(
-            *told, temperature=material.temperature, clusters=material.estimate, size_groups=SIZE_GROUPS, **asked
-        )
+        found["negative_terms_by_size"] = analysis.negative_terms(*told, size_groups=SIZE_GROUPS, **settings)
     return found
 
 

@@ -11,6 +11,7 @@ from contrastneg.data.sources import ImageSet, open_source
 from contrastneg.evaluate.cache import weights_of
 from contrastneg.runfolder import newest_checkpoint, read_checkpoint
 from contrastneg.subjects import Layer, Subject, open_subject, path_of
+from contrastneg.wording import count_of
 from contrastneg.writing import printable
 
 
@@ -106,7 +107,7 @@ def opened(config: Analyze, address: str) -> Subject:
 def is_whole_run(subject: Subject, address: str) -> bool:
     """Whether the address is that of a run, not of one of its checkpoints."""
     return subject.run is not None and (
-        address.rstrip("/") == str(subject.run) or address.endswith("encoder.safetensors")
+        Path(address).resolve() == subject.run.resolve() or address.endswith("encoder.safetensors")
     )
 
 
@@ -121,7 +122,9 @@ def images_of(config: Analyze, address: str, channels: int) -> tuple[ImageSet, l
     notes: list[str] = []
     source = looked_at(opened, "images", config.limit_images, config, notes)
     if len(source) < 2:
-        raise ValueError(f"{address} has {len(source)} images that can be read: a query needs at least one other image")
+        raise ValueError(
+            f"{address} has {count_of(len(source), 'image')} that can be read: a query needs at least one other image"
+        )
     return source, notes
 
 

@@ -1,5 +1,6 @@
 """The sets of a run: what is pretrained on, and what the encoder is scored on."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -226,8 +227,15 @@ def asked_about(settings: Reading, address: str, test: str | None, channels: int
         queries = open_source(test, root=settings.root, channels=channels, classes=bank.classes)
     if test is not None and not has_labels(queries):
         raise ValueError(f"test {test} has no labels: give a labelled set to ask about")
-    same = Path(queries.address).resolve() == Path(bank.address).resolve()  # of what is no path a slash says nothing
-    return None if same and queries.split == bank.split else queries
+    return None if same_pictures(queries, bank) else queries
+
+
+def same_pictures(one: ImageSet, other: ImageSet) -> bool:
+    """Whether two sets are of the same pictures, whatever address they were opened by: as many, the first and the last the same."""
+    if one.reader is None or other.reader is None:
+        return (one.address, one.split) == (other.address, other.split)
+    ends = [[os.path.realpath(source.name_of(place)) for place in (0, len(source) - 1)] for source in (one, other)]
+    return len(one) == len(other) and ends[0] == ends[1]
 
 
 def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:
@@ -282,8 +290,8 @@ def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, Ima
         return (train, queries, []) if queries.labels is not None else (train, train, [])
     if labelled:
         queries = with_labels(opened(config, config.val, "test", classes=train.classes))
-        same = (queries.address, queries.split) == (train.address, train.split)  # one split only: it must be parted
-        return train, train if same else queries, []
+        # one split only: it must be parted
+        return train, train if same_pictures(queries, train) else queries, []
     try:
         queries = with_labels(opened(config, config.val, "test"))
         bank = with_labels(opened(config, config.val, "train"))

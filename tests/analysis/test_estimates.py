@@ -115,6 +115,18 @@ def test_one_cluster_of_all_leaves_every_candidate():
     assert table.term["cluster-eliminated"] == table.term["biased"]
 
 
+def test_none_among_the_priors_is_the_share_of_candidates_of_the_query_s_class():
+    x, label, positive = cloud()
+    table = negative_terms(x, label, positive, class_priors=(None, 0.1), temperature=T)
+    share = negative_terms(x, label, positive, temperature=T).set_index("estimate")
+    base = np.mean([(label == label[i]).sum().item() - 1 for i in with_another(label.numpy())]) / 39
+    for estimate in ("debiased", "hard-weighted"):
+        rows = table[table.estimate == estimate]
+        assert rows.class_prior.tolist() == pytest.approx([base, 0.1])
+        assert rows.term.iloc[0] == share.term[estimate]
+        assert rows.gradient_cosine.iloc[0] == share.gradient_cosine[estimate]
+
+
 def test_a_prior_of_zero_is_biased_and_a_tilt_of_zero_debiased():
     table = negative_terms(*cloud(), class_priors=[0.0, 0.1], beta=0.0).set_index(["estimate", "class_prior"])
     biased = table.xs("biased").term.iloc[0]

@@ -64,3 +64,8 @@ def test_the_help_of_the_verb_lists_the_sections(capsys):
         main(["analyze", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert all(name in told for name in SECTIONS)
+
+
+def test_a_blank_in_a_list_of_names_is_answered_with_the_comma():
+    with pytest.raises(ValueError, match="'gradient' is a word too many.*with commas between"):
+        parsed("some-run", "--sections", "hardness", "gradient")

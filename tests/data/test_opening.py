@@ -284,6 +284,19 @@ def test_the_images_that_answer_are_not_asked_about_even_where_they_are_named_to
         assert any("every 10th labelled image" in note for note in data.notes)
 
 
+def test_the_training_split_is_the_set_itself_by_whatever_address(tmp_path):
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    folder = tmp_path / "set"
+    for name in "ab":
+        paint(folder / "train" / name, 20)
+    (tmp_path / "link").symlink_to(folder / "train")
+    for test in (f"{folder}/train", f"{tmp_path}/link"):
+        data = open_labelled(Evaluate("run"), str(folder), 3, test=test)
+        assert (len(data.bank), len(data.queries)) == (36, 4)
+
+
 def test_a_set_to_test_on_of_which_no_picture_has_a_label_is_refused(tmp_path, monkeypatch):
     from contrastneg.data import opening
     from contrastneg.evaluate.settings import Evaluate
