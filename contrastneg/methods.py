@@ -32,6 +32,7 @@ from contrastneg.stepping import (
     clock_of,
     effective_rate,
     foreign,
+    is_told,
     keep_settings,
     record_of_step,
     refresh_stages,
@@ -173,7 +174,8 @@ class MoCo(pl.LightningModule):
 
         for i, (_, key, _) in enumerate(directions):  # last: no query may meet its own key as a negative
             self._remember(distributed.all_gather(key), distributed.all_gather(batch.image_id), i)
-        self.log("train/momentum", self._momentum_now(), batch_size=len(query))
+        if is_told(self.trainer):
+            self.log("train/momentum", self._momentum_now(), batch_size=len(query))
         return step_outputs(self, loss, values, features, batch.image_id, *scored[0][1:])
 
     def _queries(self, view: Tensor, direction: int = 0) -> tuple[Tensor, Tensor, Rows]:

@@ -113,6 +113,22 @@ def test_the_small_networks_look_closely_enough_at_32_pixels(name, stem, side):
     assert sides == [side]
 
 
+@pytest.mark.parametrize("side", [8, 7])
+def test_relu_after_pooling_gives_what_relu_before_it_gives_and_the_same_gradient(side):
+    from contrastneg.resnets import MaxPoolReLU
+
+    x = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    x[0] = -x[0].abs()  # windows without a positive value
+    for dtype in (torch.float32, torch.bfloat16):
+        ours, theirs = (x.to(dtype).clone().requires_grad_() for _ in range(2))
+        found, wanted = MaxPoolReLU()(ours), nn.functional.max_pool2d(theirs.relu(), 2)
+        weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        (found * weight).sum().backward()
+        (wanted * weight).sum().backward()
+        assert_close(found, wanted, rtol=0, atol=0)
+        assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+
+
 def test_the_features_of_resnet9_are_the_largest_values_over_the_picture():
     network = build_backbone(Backbone(name="resnet9", width=0.125)).eval()
     x = torch.randn(2, 3, 32, 32)
