@@ -313,11 +313,8 @@ def test_a_logged_step_tells_loss_accuracy_and_candidates_of_all_ranks(ranks, ca
 
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("case", CASES)
-def test_between_logged_steps_nothing_is_reduced_and_no_candidate_is_counted(ranks, case, shares):
-    one, other = (rank[f"unlogged-{case}-{shares}"]["logged"] for rank in ranks)
-    momentum = {"train/momentum"} if CASES[case][0] == "MoCo" else set()
-    assert one.keys() == other.keys() == {"train/loss", "train/accuracy", "train/lr"} | momentum
-    assert abs(one["train/loss"] - other["train/loss"]) > 1e-3
+def test_between_logged_steps_nothing_is_reduced_counted_or_told(ranks, case, shares):
+    assert [rank[f"unlogged-{case}-{shares}"]["logged"] for rank in ranks] == [{}, {}]
 
 
 @pytest.mark.parametrize("n", [2, 7])

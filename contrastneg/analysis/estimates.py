@@ -24,8 +24,6 @@ from contrastneg.logsumexp import table_logsumexp
 from contrastneg.losses import debiased_logsumexp, tilted_logsumexp
 
 ORACLE, HARD_ORACLE = "oracle", "hard oracle"
-
-
 KEPT, TRUE, OUTSIDE = "all candidates", "those of other classes", "those of other clusters"
 
 
@@ -180,6 +178,7 @@ class _Terms:
 
     def mean(self, among: str, *, tilted: bool) -> _Term:
         """The mean over some candidates, plain or under the law tilted by beta."""
+        tilted = tilted and self.beta > 0
         if (among, tilted) not in self._means:
             self._means[among, tilted] = self._mean(among, tilted=tilted)
         return self._means[among, tilted]
@@ -187,7 +186,7 @@ class _Terms:
     def _mean(self, among: str, *, tilted: bool) -> _Term:
         log_weight = self.among[among].double().log()
         count = self.among[among].sum(dim=1).double().log()
-        log_mean = self._tilted(log_weight, count) if tilted and self.beta else self._sum(log_weight, 1.0) - count
+        log_mean = self._tilted(log_weight, count) if tilted else self._sum(log_weight, 1.0) - count
         (by_similarity,) = torch.autograd.grad(log_mean.sum(), [self.similarity])
         gradient = weighted_sum(by_similarity, self.asked.x)
         return _Term(log_mean.detach(), gradient, torch.zeros_like(log_mean, dtype=torch.bool))

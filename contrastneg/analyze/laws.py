@@ -21,7 +21,7 @@ WITH_MARGIN = 256  # queries of the margins, each with a softmax at many tempera
 
 
 def of_size(material: Material, queries: int) -> int:
-    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, 32 in any case."""
+    """Queries of a measure that takes many times as long as others: of very many images a sixteenth, at least 32."""
     return queries if len(material.embeddings) <= MANY_ROWS else max(32, queries // 16)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from contrastneg import distributed
 from contrastneg.config import Pretrain
+from contrastneg.data.folders import FileReader
 from contrastneg.data.scan import UnusableImages, in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, open_source
 from contrastneg.data.subsets import order_of_choice
@@ -231,11 +232,17 @@ def asked_about(settings: Reading, address: str, test: str | None, channels: int
 
 
 def same_pictures(one: ImageSet, other: ImageSet) -> bool:
-    """Whether two sets are of the same pictures, whatever address they were opened by: as many, the first and the last the same."""
-    if one.reader is None or other.reader is None:
-        return (one.address, one.split) == (other.address, other.split)
+    """Whether two sets are of the same pictures: one split of one address, or the same files by another one.
+
+    Only a path says by itself which picture it is; rows of tables and members of archives do not.
+    """
+    # of what is no path a slash at the end says nothing
+    if one.split == other.split and Path(one.address).resolve() == Path(other.address).resolve():
+        return True
+    if not (isinstance(one.reader, FileReader) and isinstance(other.reader, FileReader)) or len(one) != len(other):
+        return False
     ends = [[os.path.realpath(source.name_of(place)) for place in (0, len(source) - 1)] for source in (one, other)]
-    return len(one) == len(other) and ends[0] == ends[1]
+    return ends[0] == ends[1]
 
 
 def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:

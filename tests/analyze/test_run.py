@@ -296,7 +296,7 @@ def test_of_limited_images_no_other_is_looked_at_and_one_that_cannot_be_read_mak
     assert len(rest) == 4
     assert source.name_of(0) not in [rest.name_of(place) for place in range(4)]
     assert any("1 picture" in note and "left out" in note for note in notes)
-    with pytest.raises(ValueError, match="has 1 images that can be read"):
+    with pytest.raises(ValueError, match="has 1 image that can be read"):
         images_of(replace(config, limit_images=1, on_bad_image="skip"), str(tmp_path), 3)
 
 
@@ -409,13 +409,17 @@ def test_of_very_many_images_fewer_are_asked_about_and_some_in_any_case():
 def test_of_very_many_images_costly_measures_ask_about_fewer_and_detectors_cluster_once(monkeypatch):
     from materials import material
 
-    from contrastneg.analyze import measures
+    from contrastneg.analyze import laws, measures
 
     told = material(queries=40)
     for many, queries, clusterings in ((40, 40, {4, 8, 16}), (39, 32, {4})):
-        monkeypatch.setattr(measures, "MANY_ROWS", many)
-        monkeypatch.setattr(measures, "FEW", 64)
+        for module in (laws, measures):
+            monkeypatch.setattr(module, "MANY_ROWS", many)
+        for name in ("FEW", "DIFFERENTIATED"):
+            monkeypatch.setattr(measures, name, 64)
         assert set(measures.measure_agreement(told)["gradient_agreement"]["queries"]) == {queries}
+        assert set(laws.measure_margins(told)["margin_shares"]["queries"]) == {queries}
+        assert set(measures.measure_estimates(told)["negative_terms"]["queries"]) == {queries}
         found = measures.measure_detectors(told)["false_negative_detectors"]
         assert set(found["clusters"].dropna()) == clusterings
 

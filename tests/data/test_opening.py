@@ -292,9 +292,30 @@ def test_the_training_split_is_the_set_itself_by_whatever_address(tmp_path):
     for name in "ab":
         paint(folder / "train" / name, 20)
     (tmp_path / "link").symlink_to(folder / "train")
-    for test in (f"{folder}/train", f"{tmp_path}/link"):
-        data = open_labelled(Evaluate("run"), str(folder), 3, test=test)
+    for other in (f"{folder}/train", f"{tmp_path}/link"):
+        data = open_labelled(Evaluate("run"), str(folder), 3, test=other)
         assert (len(data.bank), len(data.queries)) == (36, 4)
+        sets = opened(folder, "--val", other)
+        assert (len(sets.bank), len(sets.queries)) == (36, 4)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_equally_long_splits_of_tables_stay_two_sets_and_a_link_is_the_table_itself(tmp_path, monkeypatch, in_memory):
+    from contrastneg.data import tables
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    if not in_memory:
+        monkeypatch.setattr(tables, "IN_MEMORY", 0)
+    settings = Evaluate("run", root=tmp_path / "root")
+    parquet(tmp_path / "set", 20)
+    train = next((tmp_path / "set").glob("*train*"))
+    train.with_name(train.name.replace("train", "test")).write_bytes(train.read_bytes())
+    data = open_labelled(settings, str(tmp_path / "set"), 3)
+    assert (len(data.bank), len(data.queries)) == (20, 20)
+    (tmp_path / "link.parquet").symlink_to(train)
+    data = open_labelled(settings, str(train), 3, test=str(tmp_path / "link.parquet"))
+    assert (len(data.bank), len(data.queries)) == (18, 2)
 
 
 def test_a_set_to_test_on_of_which_no_picture_has_a_label_is_refused(tmp_path, monkeypatch):
