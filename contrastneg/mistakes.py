@@ -147,7 +147,8 @@ def unknown_argument(argument: str, parser: ArgumentParser) -> str:
     """An option that there is not, or a word too many."""
     if not argument.startswith("-"):
         first = " and the address of the data stands first" if "pretrain" in parser.prog else ""
-        lists = "" if first else "; names of one setting stand with commas between, without blanks"
+        takes_names = any(action.metavar == "[ITEM,...]" for action in parser._actions)
+        lists = "; names of one setting stand with commas between, without blanks" if takes_names and not first else ""
         return (
             f"{argument!r} is a word too many: settings are given as --NAME VALUE{first}{lists} ({parser.prog} --help)"
         )

@@ -67,3 +67,13 @@ def test_two_runs_without_a_word_are_told_how_they_are_compared(left, tmp_path):
 def test_a_folder_of_pictures_may_hold_a_settings_file(tmp_path):
     (tmp_path / "config.yaml").write_text("source: microscope 2\n")
     assert parsed("run", str(tmp_path)).data == str(tmp_path)
+
+
+def test_commas_are_told_of_only_where_a_setting_takes_several_names():
+    from contrastneg.options import parse_check
+
+    with pytest.raises(ValueError, match="'linear' is a word too many.*with commas between"):
+        parsed("run", "cifar10", "--protocols", "knn", "linear")
+    with pytest.raises(ValueError, match="'more' is a word too many") as refused:
+        parse_check(["shapes", "more"])
+    assert "commas" not in str(refused.value)

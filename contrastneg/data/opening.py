@@ -11,10 +11,10 @@ import torch
 
 from contrastneg import distributed
 from contrastneg.config import Pretrain
-from contrastneg.data.folders import FileReader
 from contrastneg.data.scan import UnusableImages, in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, open_source
 from contrastneg.data.subsets import order_of_choice
+from contrastneg.data.tables import HubReader
 from contrastneg.randomness import generator
 from contrastneg.wording import HELD_OUT_NOTE, count_of
 
@@ -234,15 +234,17 @@ def asked_about(settings: Reading, address: str, test: str | None, channels: int
 def same_pictures(one: ImageSet, other: ImageSet) -> bool:
     """Whether two sets are of the same pictures: one split of one address, or the same files by another one.
 
-    Only a path says by itself which picture it is; rows of tables and members of archives do not.
+    Rows of a data set of ``datasets`` do not say which picture they are; paths, rows of a file and members of an archive do.
     """
+    if type(one.reader) is not type(other.reader):
+        return False
     # of what is no path a slash at the end says nothing
     if one.split == other.split and Path(one.address).resolve() == Path(other.address).resolve():
         return True
-    if not (isinstance(one.reader, FileReader) and isinstance(other.reader, FileReader)) or len(one) != len(other):
+    if one.reader is None or isinstance(one.reader, HubReader) or len(one) != len(other):
         return False
-    ends = [[os.path.realpath(source.name_of(place)) for place in (0, len(source) - 1)] for source in (one, other)]
-    return ends[0] == ends[1]
+    places = [len(one) - 1, *range(len(one))] if len(one) else []  # the last first: it differs where others do
+    return all(os.path.realpath(one.name_of(i)) == os.path.realpath(other.name_of(i)) for i in places)
 
 
 def looked_at(source: ImageSet, what: str, count: int | None, settings: Reading, notes: list[str]) -> ImageSet:
@@ -294,7 +296,8 @@ def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, Ima
             queries = opened(config, config.data, "test")
         except NoSuchSplit:
             return train, train, []
-        return (train, queries, []) if queries.labels is not None else (train, train, [])
+        asked = train if queries.labels is None or same_pictures(queries, train) else queries
+        return train, asked, []
     if labelled:
         queries = with_labels(opened(config, config.val, "test", classes=train.classes))
         # one split only: it must be parted

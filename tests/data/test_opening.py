@@ -316,6 +316,33 @@ def test_equally_long_splits_of_tables_stay_two_sets_and_a_link_is_the_table_its
     (tmp_path / "link.parquet").symlink_to(train)
     data = open_labelled(settings, str(train), 3, test=str(tmp_path / "link.parquet"))
     assert (len(data.bank), len(data.queries)) == (18, 2)
+    if in_memory:  # rows that are read from the disk as they are asked for do not say of which file they are
+        data = open_labelled(settings, str(tmp_path / "set"), 3, test=str(train))
+        assert (len(data.bank), len(data.queries)) == (18, 2)
+
+
+def test_a_test_split_that_links_to_the_training_pictures_is_no_other_set(tmp_path):
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    for name in "ab":
+        paint(tmp_path / "set" / "train" / name, 20)
+    (tmp_path / "set" / "val").symlink_to(tmp_path / "set" / "train")
+    data = open_labelled(Evaluate("run"), str(tmp_path / "set"), 3)
+    assert (len(data.bank), len(data.queries)) == (36, 4)
+    sets = opened(tmp_path / "set")
+    assert (len(sets.bank), len(sets.queries)) == (36, 4)
+
+
+def test_as_many_other_pictures_are_another_set(tmp_path):
+    from contrastneg.data.opening import open_labelled
+    from contrastneg.evaluate.settings import Evaluate
+
+    for folder in ("one", "other"):
+        for name in "ab":
+            paint(tmp_path / folder / name, 20)
+    data = open_labelled(Evaluate("run"), str(tmp_path / "one"), 3, test=str(tmp_path / "other"))
+    assert (len(data.bank), len(data.queries)) == (40, 40)
 
 
 def test_a_set_to_test_on_of_which_no_picture_has_a_label_is_refused(tmp_path, monkeypatch):
