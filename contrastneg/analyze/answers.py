@@ -265,7 +265,7 @@ def what_encoders_share(draft: _Draft, tables: Tables, temperature: float) -> No
 
 
 def what_layers_differ_in(draft: _Draft, tables: Tables, temperature: float) -> None:
-    """Rate of false negatives among the hardest and share of the gradient, by layer."""
+    """Rate of false negatives among the hardest, share of the gradient and best number, by layer."""
     if "layers" not in tables:
         return
     table = tables["layers"].set_index(["measure", "layer"])
@@ -277,6 +277,12 @@ def what_layers_differ_in(draft: _Draft, tables: Tables, temperature: float) -> 
         if measure.startswith(("same class, hardest", "gradient")):
             told = [f"{draft.percent(f'{measure}, {layer}', row, 'value')} ({layer})" for layer, row in rows]
             draft.sentences.append(f"{measure[0].upper()}{measure[1:]}: {', '.join(told)}.")
+        elif measure.startswith("K*"):
+            told = [
+                f"{with_error(draft.keep(f'{measure}, {layer}', row['value']), row['value_se'])} ({layer})"
+                for layer, row in rows
+            ]
+            draft.sentences.append(f"{measure}: {', '.join(told)}.")
 
 
 def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:

@@ -237,6 +237,7 @@ def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
     assert table["backbone"].tolist() != table["projector"].tolist()
     (answer,) = [one for one in found.answers if one.question == "How do backbone and projector differ?"]
     assert all("(backbone)" in sentence and "(projector)" in sentence for sentence in answer.sentences)
+    assert answer.numbers["K*, reconstruction, projector"] == pytest.approx(table["projector", "K*, reconstruction"])
     assert "<td" in (folder / "analysis.html").read_text().partition('id="layers"')[2]
     assert any("are left out: last.ckpt" in note for note in found.notes)  # the weights that are looked at
     last = run / "checkpoints" / "last.ckpt"
