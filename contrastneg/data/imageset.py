@@ -84,6 +84,8 @@ class ImageSet:
     """Source of encoded pictures."""
     pixels: UInt8[Tensor, "M C H W"] | None = None
     """Decoded pictures of the full set."""
+    decoded: UInt8[Tensor, "N C H W"] | None = None
+    """Pictures of ``reader`` by position, where a scan that decoded them kept them; what :meth:`load` then returns."""
     ignored: dict[str, int] = field(default_factory=dict)
     """What was met and not taken for a picture, with counts."""
     notes: tuple[str, ...] = ()
@@ -157,13 +159,15 @@ class ImageSet:
         """Height and width that all pictures share, or None. Stops reading headers at the first that differs."""
         if len(self) == 0:
             return None
+        if self.decoded is not None:
+            return self.decoded.shape[2], self.decoded.shape[3]
         first = self.size(0)
         if self.pixels is not None:
             return first
         return first if all(self.size(position) == first for position in range(1, len(self))) else None
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> UInt8[Tensor, "N C H W"]:
-        """All pictures, decoded by a pool of threads into one tensor.
+        """All pictures in one tensor, decoded by a pool of threads unless they were kept.
 
         Args:
             progress: Called with (pictures done, pictures in all) as work goes on.
@@ -175,6 +179,8 @@ class ImageSet:
         if self.pixels is not None:
             whole = len(self) == len(self.pixels) and bool((self.image_id == torch.arange(len(self))).all())
             return _with_channels(self.pixels if whole else self.pixels[self.image_id], self.channels)
+        if self.decoded is not None:
+            return self.decoded
         if len(self) == 0:
             return torch.empty(0, self.channels, 0, 0, dtype=torch.uint8)
         first = self.read(0)
@@ -200,7 +206,8 @@ class ImageSet:
             for name, column in self.columns.items()
         }
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, image_id=self.image_id[positions], labels=labels, columns=columns)
+        decoded = None if self.decoded is None else self.decoded[positions]
+        return replace(self, image_id=self.image_id[positions], labels=labels, columns=columns, decoded=decoded)
 
     def _index(self, position: int) -> int:
         if not 0 <= position < len(self):

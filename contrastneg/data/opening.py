@@ -3,15 +3,18 @@
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from contrastneg import distributed
 from contrastneg.config import Pretrain
-from contrastneg.data.scan import UnusableImages, in_short, scan
+from contrastneg.data.decode import UnreadableImage
+from contrastneg.data.scan import UnusableImages, decodes_all, in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, open_source
 from contrastneg.data.subsets import order_of_choice
 from contrastneg.data.tables import HubReader
@@ -368,16 +371,47 @@ def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
     if source.pixels is not None:
         return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [])
     progress = ScanProgress(f"{source.name} {source.split}")
-    report = scan(source, config.on_bad_image, progress, whole=whole and config.on_bad_image == "skip")
+    whole = whole and config.on_bad_image == "skip"
+    keeper = keeper_of(source) if config.loading != "stream" and (whole or decodes_all(source)) else None
+    report = scan(source, config.on_bad_image, progress, whole=whole, see=keeper)
     notes, kept = [*source.notes], source
+    if keeper is not None and report.uniform_size == keeper.pixels.shape[2:]:
+        kept = replace(source, decoded=keeper.pixels)
     if report.bad:
-        kept = source.subset(report.usable)
+        kept = kept.subset(report.usable)
         pictures = f"{count_of(len(report.bad), 'picture')} of {source.name} {source.split}"
         are = "is" if len(report.bad) == 1 else "are"
         notes.append(
             f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
         )
     return Usable(kept, report.lines(), notes, report.bad)
+
+
+class Keeper:
+    """Keeps the pictures that a scan decodes, which are then not decoded again.
+
+    Args:
+        count: How many there are.
+        size: Height and width; pictures of another size are not kept.
+        channels: Channels that they are decoded to.
+    """
+
+    def __init__(self, count: int, size: tuple[int, int], channels: int) -> None:
+        self.pixels = torch.zeros(count, channels, *size, dtype=torch.uint8)
+
+    def __call__(self, position: int, picture: UInt8[Tensor, "C H W"]) -> None:
+        """Keep the picture at a position."""
+        if picture.shape == self.pixels.shape[1:]:
+            self.pixels[position] = picture
+
+
+def keeper_of(source: ImageSet) -> Keeper | None:
+    """A keeper for pictures of the size of the first, if as many of that size may be kept in memory."""
+    try:
+        size = source.size(0)
+    except UnreadableImage:
+        return None
+    return Keeper(len(source), size, source.channels) if in_memory(len(source), size) else None
 
 
 def limit_note(train: ImageSet, whole: int, scored_on_it: bool) -> str:
@@ -421,7 +455,12 @@ def loading_of(source: ImageSet, config: Reading) -> Literal["memory", "stream"]
     if config.loading == "stream":
         return "stream"
     size = source.uniform_size
-    fits = size is not None and len(source) * 3 * size[0] * size[1] <= MEMORY_LIMIT
+    fits = size is not None and in_memory(len(source), size)
     if config.loading == "memory" and size is None:
         raise ValueError(f"loading is memory but the images of {source.address} differ in size: use stream or auto")
     return "memory" if config.loading == "memory" or fits else "stream"
+
+
+def in_memory(count: int, size: tuple[int, int]) -> bool:
+    """Whether so many pictures of a height and width are few enough to be kept decoded without being asked to."""
+    return count * 3 * size[0] * size[1] <= MEMORY_LIMIT

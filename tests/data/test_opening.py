@@ -124,6 +124,37 @@ def test_equal_small_images_are_kept_in_memory_and_mixed_sizes_are_streamed(tmp_
         opened(tmp_path / "mixed", "--loading", "memory")
 
 
+@pytest.mark.parametrize("first", [None, "cut", "of another size and cut"])
+def test_pictures_that_the_scan_decoded_are_not_decoded_again(tmp_path, monkeypatch, first):
+    from contrastneg.data.sources import ImageSet, open_source
+
+    for name in "ab":
+        paint(tmp_path / name, 20, level=ord(name))
+    if first is not None:
+        paint(tmp_path / "a", 1, side=12 if first == "cut" else 9)
+        picture = tmp_path / "a" / "0.png"
+        picture.write_bytes(picture.read_bytes()[:-30])
+    fresh = open_source(str(tmp_path))
+    sets = opened(tmp_path, "--on_bad_image", "skip")
+    assert (len(sets.bad), sets.loading) == (int(first is not None), "memory")
+    parts = (sets.train, sets.queries)
+    expected = [torch.stack([fresh.read(i) for i in part.image_id.tolist()]) for part in parts]
+    if first == "of another size and cut":
+        assert sets.train.decoded is None  # the place kept was for pictures of the first one's size
+    else:
+        monkeypatch.setattr(ImageSet, "read", None)
+    assert all(torch.equal(part.load(), pictures) for part, pictures in zip(parts, expected, strict=True))
+
+
+def test_pictures_of_several_sizes_or_to_be_streamed_are_not_kept(tmp_path):
+    for name in "ab":
+        paint(tmp_path / name, 20)
+    assert opened(tmp_path).train.decoded is not None
+    assert opened(tmp_path, "--loading", "stream").train.decoded is None
+    paint(tmp_path / "b", 1, side=9)
+    assert opened(tmp_path).train.decoded is None
+
+
 def test_holding_out_is_the_same_every_time_and_another_with_another_seed(tmp_path):
     from contrastneg.data.opening import hold_out
     from contrastneg.data.sources import in_memory_set
