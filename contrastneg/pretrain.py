@@ -40,7 +40,8 @@ from contrastneg.card import (
 from contrastneg.config import Pretrain, plain
 from contrastneg.console import EpochLine, Output, RunProgress, score_table, shown
 from contrastneg.data.module import PretrainData, check_steps
-from contrastneg.data.opening import BAD_IMAGES, OpenedData, open_data
+from contrastneg.data.opening import OpenedData, open_data
+from contrastneg.data.usable import BAD_IMAGES
 from contrastneg.device import (
     LIGHTNING_PRECISION,
     Device,

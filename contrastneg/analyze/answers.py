@@ -278,11 +278,10 @@ def what_layers_differ_in(draft: _Draft, tables: Tables, temperature: float) -> 
             told = [f"{draft.percent(f'{measure}, {layer}', row, 'value')} ({layer})" for layer, row in rows]
             draft.sentences.append(f"{measure[0].upper()}{measure[1:]}: {', '.join(told)}.")
         elif measure.startswith("K*"):
-            told = [
-                f"{with_error(draft.keep(f'{measure}, {layer}', row['value']), row['value_se'])} ({layer})"
-                for layer, row in rows
-            ]
-            draft.sentences.append(f"{measure}: {', '.join(told)}.")
+            told = [f"{draft.keep(f'{measure}, {layer}', row['value']):,.3g} ({layer})" for layer, row in rows]
+            draft.sentences.append(
+                f"The closed form names K* = {', '.join(told)}: a reconstruction, no optimum for training."
+            )
 
 
 def _worth_telling(table: pd.DataFrame) -> pd.DataFrame:

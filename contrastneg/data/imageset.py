@@ -53,6 +53,21 @@ class Names(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Decoded pictures that a set and its subsets share."""
+
+    pixels: UInt8[Tensor, "M C H W"]
+    """Those of the set that was scanned."""
+    row: Int64[Tensor, " N"]
+    """Which of them is at each position."""
+
+    def of_set(self) -> UInt8[Tensor, "N C H W"]:
+        """The pictures by position; no copy where they are all of them in order."""
+        every = len(self.row) == len(self.pixels) and bool((self.row == torch.arange(len(self.row))).all())
+        return self.pixels if every else self.pixels[self.row]
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Pictures by position, each with a stable index, an optional label and optional columns of metadata.
 
@@ -61,7 +76,8 @@ class ImageSet:
     image (queue, score history, clusters) stays true when the set is limited or bad files are dropped.
 
     Pictures are either decoded on demand from ``reader`` or held decoded in ``pixels``; one of the two is set, and both
-    are indexed by ``image_id``. Instances pickle, for loader workers under any start method.
+    are indexed by ``image_id``. What a scan decoded may be ``kept``, too. Instances pickle, for loader workers under any
+    start method.
     """
 
     address: str
@@ -84,8 +100,8 @@ class ImageSet:
     """Source of encoded pictures."""
     pixels: UInt8[Tensor, "M C H W"] | None = None
     """Decoded pictures of the full set."""
-    decoded: UInt8[Tensor, "N C H W"] | None = None
-    """Pictures of ``reader`` by position, where a scan that decoded them kept them; what :meth:`load` then returns."""
+    kept: Kept | None = None
+    """What a scan kept of the pictures of ``reader``, for :meth:`load`, which then decodes nothing."""
     ignored: dict[str, int] = field(default_factory=dict)
     """What was met and not taken for a picture, with counts."""
     notes: tuple[str, ...] = ()
@@ -159,8 +175,8 @@ class ImageSet:
         """Height and width that all pictures share, or None. Stops reading headers at the first that differs."""
         if len(self) == 0:
             return None
-        if self.decoded is not None:
-            return self.decoded.shape[2], self.decoded.shape[3]
+        if self.kept is not None:
+            return self.kept.pixels.shape[2], self.kept.pixels.shape[3]
         first = self.size(0)
         if self.pixels is not None:
             return first
@@ -179,8 +195,8 @@ class ImageSet:
         if self.pixels is not None:
             whole = len(self) == len(self.pixels) and bool((self.image_id == torch.arange(len(self))).all())
             return _with_channels(self.pixels if whole else self.pixels[self.image_id], self.channels)
-        if self.decoded is not None:
-            return self.decoded
+        if self.kept is not None:
+            return _with_channels(self.kept.of_set(), self.channels)
         if len(self) == 0:
             return torch.empty(0, self.channels, 0, 0, dtype=torch.uint8)
         first = self.read(0)
@@ -206,8 +222,8 @@ class ImageSet:
             for name, column in self.columns.items()
         }
         labels = None if self.labels is None else self.labels[positions]
-        decoded = None if self.decoded is None else self.decoded[positions]
-        return replace(self, image_id=self.image_id[positions], labels=labels, columns=columns, decoded=decoded)
+        kept = None if self.kept is None else Kept(self.kept.pixels, self.kept.row[positions])
+        return replace(self, image_id=self.image_id[positions], labels=labels, columns=columns, kept=kept)
 
     def _index(self, position: int) -> int:
         if not 0 <= position < len(self):

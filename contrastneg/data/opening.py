@@ -1,74 +1,21 @@
 """The sets of a run: what is pretrained on, and what the encoder is scored on."""
 
 import os
-import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
-from contrastneg import distributed
 from contrastneg.config import Pretrain
-from contrastneg.data.decode import UnreadableImage
-from contrastneg.data.scan import UnusableImages, decodes_all, in_short, scan
 from contrastneg.data.sources import ImageSet, NoSuchSplit, open_source
-from contrastneg.data.subsets import order_of_choice
 from contrastneg.data.tables import HubReader
+from contrastneg.data.usable import Reading, Usable, loading_of, usable, usable_up_to
 from contrastneg.randomness import generator
 from contrastneg.wording import HELD_OUT_NOTE, count_of
 
-MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps on the device
-BAD_IMAGES = "bad_images.txt"  # file of a run folder
-NAMED_IN_NOTE = 3  # bad pictures that the start card names
-SAY_EVERY = 10.0  # seconds between lines that say how far a scan is
 NONE_TO_ASK = "every class has a single labelled picture, so none can be asked about"
 HELD_OUT = 10  # without test images every 10th labelled image is asked about
-
-
-class ScanProgress:
-    """Says on standard error every few seconds, on a terminal or not, how far a scan is.
-
-    Args:
-        name: What is looked through.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name, self._due = name, time.monotonic() + SAY_EVERY
-
-    def __call__(self, done: int, count: int) -> None:
-        """Note that so many pictures are done."""
-        if time.monotonic() >= self._due and distributed.is_first_process():
-            self._due = time.monotonic() + SAY_EVERY
-            print(f"looked through {done:,} of {count:,} pictures of {self.name}", file=sys.stderr, flush=True)
-
-
-@runtime_checkable
-class Reading(Protocol):
-    """What of a verb's settings says how sets are read."""
-
-    @property
-    def root(self) -> Path | None:
-        """Folder of torchvision's sets."""
-        ...
-
-    @property
-    def on_bad_image(self) -> Literal["raise", "skip"]:
-        """What to do about pictures that cannot be read."""
-        ...
-
-    @property
-    def loading(self) -> Literal["auto", "memory", "stream"]:
-        """Where pixels are kept."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Which images are drawn where some are."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -91,20 +38,6 @@ class OpenedData:
     """Name and reason of every picture that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Usable:
-    """What a scan leaves of a set."""
-
-    images: ImageSet
-    """Those that can be read, as far as the scan can tell."""
-    lines: list[str]
-    """What was found, for the start card."""
-    notes: list[str]
-    """How the set was understood, and what was left out."""
-    bad: list[tuple[str, str]]
-    """Name and reason of each picture that cannot be read."""
-
-
 def open_data(config: Pretrain) -> OpenedData:
     """Open and scan every set that a run needs.
 
@@ -116,22 +49,23 @@ def open_data(config: Pretrain) -> OpenedData:
     bank, queries, notes = open_scored(config, full)
     must_part = bank is not None and bank is queries
     found, loading = training_set(full, config, scored_on_it=bank is full)
+    in_memory = loading == "memory"
     train, scanned = found.images, {"to pretrain on": found}
     if bank is full:
         bank = train
     elif bank is not None:
         scanned["to learn scores from" if not must_part else "to score on"] = usable(
-            bank, config, whole=loading == "memory"
+            bank, config, whole=in_memory, keep=in_memory
         )
         bank = [*scanned.values()][-1].images
     if queries is not None and not must_part:
-        scanned["to score on"] = usable(queries, config, whole=loading == "memory")
+        scanned["to score on"] = usable(queries, config, whole=in_memory, keep=in_memory)
         queries = scanned["to score on"].images
     if bank is not None and must_part:
         bank, queries = hold_out(bank, config.seed)
         notes.append(
-            f"{HELD_OUT_NOTE}: every {HELD_OUT}th labelled image is asked about and the others answer; "
-            "all of them were pretrained on or may have been, so compare such scores with each other only"
+            f"{HELD_OUT_NOTE} other than the training images: every {HELD_OUT}th labelled image is asked about and the others "
+            "answer; all of them were pretrained on or may have been, so compare such scores with each other only"
             if len(queries)
             else f"{NONE_TO_ASK}: the encoder is not scored (give a labelled set with --val)"
         )
@@ -203,8 +137,8 @@ def open_labelled(
             return without_queries(bank, settings, most, notes, f"{NONE_TO_ASK}: scores that need labels are left out")
         bank = kept
         notes.append(
-            f"no labelled test images: scores are tested on every {HELD_OUT}th labelled image and learn from the others; an encoder that "
-            "was pretrained on this set has seen them all"
+            "no labelled test images other than the training images: scores are tested on every "
+            f"{HELD_OUT}th labelled image and learn from the others; an encoder that was pretrained on this set has seen them all"
         )
     bank = looked_at(bank, "training images", most, settings, notes)
     queries = looked_at(queries, "test images", most_asked, settings, notes)
@@ -237,7 +171,8 @@ def asked_about(settings: Reading, address: str, test: str | None, channels: int
 def same_pictures(one: ImageSet, other: ImageSet) -> bool:
     """Whether two sets are of the same pictures: one split of one address, or the same files by another one.
 
-    Rows of a data set of ``datasets`` do not say which picture they are; paths, rows of a file and members of an archive do.
+    Rows of a data set of ``datasets`` do not say which picture they are; files, rows of a named table and members of a named
+    archive do. A link to a picture or a folder is what it leads to; a link to a table within a folder is another table.
     """
     if type(one.reader) is not type(other.reader):
         return False
@@ -310,7 +245,7 @@ def open_scored(config: Pretrain, train: ImageSet) -> tuple[ImageSet | None, Ima
         bank = with_labels(opened(config, config.val, "train"))
     except NoSuchSplit:
         bank = queries = with_labels(opened(config, config.val, "train"))
-    return bank, queries, []
+    return bank, bank if same_pictures(queries, bank) else queries, []
 
 
 def opened(config: Pretrain, address: str | None, split: str, classes: list[str] | None = None) -> ImageSet:
@@ -331,87 +266,12 @@ def with_labels(source: ImageSet) -> ImageSet:
 
 def training_set(full: ImageSet, config: Pretrain, scored_on_it: bool) -> tuple[Usable, Literal["memory", "stream"]]:
     """The images to pretrain on, and where their pixels will be."""
-    found = usable_up_to(full, config.limit_images, config, whole=config.loading == "memory")
+    found = usable_up_to(full, config.limit_images, config, whole=config.loading == "memory", keep=True)
     lines, notes = found.lines, found.notes
     if config.limit_images is not None and config.limit_images < len(full):
         lines = [*lines, f"limited to these of {count_of(len(full), 'picture')}; the others were not looked at"]
         notes = [*notes, limit_note(found.images, len(full), scored_on_it)]
     return Usable(found.images, lines, notes, found.bad), loading_of(found.images, config)
-
-
-def usable_up_to(source: ImageSet, count: int | None, config: Reading, whole: bool) -> Usable:
-    """As many images that can be read, as equally many of each class as possible; of a limited set no other is looked at.
-
-    One that cannot be read makes place for the next that the limit would take.
-
-    Args:
-        source: The set.
-        count: At most so many; None takes all.
-        config: How sets are read; its seed says which images.
-        whole: As in :func:`usable`.
-    """
-    if count is None or count >= len(source):
-        return usable(source, config, whole)
-    order, taken = order_of_choice(source, config.seed), count
-    while True:
-        lacking = count
-        try:
-            found = usable(source.subset(order[:taken].sort().values), config, whole)
-            lacking -= len(found.images)
-            if lacking == 0 or taken >= len(source):
-                return found
-        except UnusableImages:
-            if config.on_bad_image == "raise" or taken >= len(source):
-                raise
-        taken += lacking
-
-
-def usable(source: ImageSet, config: Reading, whole: bool) -> Usable:
-    """The images that can be read; of a ``whole`` set that will be in memory, where none can be skipped, by decoding all."""
-    if source.pixels is not None:
-        return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [])
-    progress = ScanProgress(f"{source.name} {source.split}")
-    whole = whole and config.on_bad_image == "skip"
-    keeper = keeper_of(source) if config.loading != "stream" and (whole or decodes_all(source)) else None
-    report = scan(source, config.on_bad_image, progress, whole=whole, see=keeper)
-    notes, kept = [*source.notes], source
-    if keeper is not None and report.uniform_size == keeper.pixels.shape[2:]:
-        kept = replace(source, decoded=keeper.pixels)
-    if report.bad:
-        kept = kept.subset(report.usable)
-        pictures = f"{count_of(len(report.bad), 'picture')} of {source.name} {source.split}"
-        are = "is" if len(report.bad) == 1 else "are"
-        notes.append(
-            f"{pictures} cannot be read and {are} left out (all are listed in {BAD_IMAGES}): {in_short(report.bad, NAMED_IN_NOTE)}"
-        )
-    return Usable(kept, report.lines(), notes, report.bad)
-
-
-class Keeper:
-    """Keeps the pictures that a scan decodes, which are then not decoded again.
-
-    Args:
-        count: How many there are.
-        size: Height and width; pictures of another size are not kept.
-        channels: Channels that they are decoded to.
-    """
-
-    def __init__(self, count: int, size: tuple[int, int], channels: int) -> None:
-        self.pixels = torch.zeros(count, channels, *size, dtype=torch.uint8)
-
-    def __call__(self, position: int, picture: UInt8[Tensor, "C H W"]) -> None:
-        """Keep the picture at a position."""
-        if picture.shape == self.pixels.shape[1:]:
-            self.pixels[position] = picture
-
-
-def keeper_of(source: ImageSet) -> Keeper | None:
-    """A keeper for pictures of the size of the first, if as many of that size may be kept in memory."""
-    try:
-        size = source.size(0)
-    except UnreadableImage:
-        return None
-    return Keeper(len(source), size, source.channels) if in_memory(len(source), size) else None
 
 
 def limit_note(train: ImageSet, whole: int, scored_on_it: bool) -> str:
@@ -448,19 +308,3 @@ def unanswered_notes(bank: ImageSet | None, queries: ImageSet | None) -> list[st
         if unknown
         else []
     )
-
-
-def loading_of(source: ImageSet, config: Reading) -> Literal["memory", "stream"]:
-    """Where the pixels will be; explains a memory request that cannot be met."""
-    if config.loading == "stream":
-        return "stream"
-    size = source.uniform_size
-    fits = size is not None and in_memory(len(source), size)
-    if config.loading == "memory" and size is None:
-        raise ValueError(f"loading is memory but the images of {source.address} differ in size: use stream or auto")
-    return "memory" if config.loading == "memory" or fits else "stream"
-
-
-def in_memory(count: int, size: tuple[int, int]) -> bool:
-    """Whether so many pictures of a height and width are few enough to be kept decoded without being asked to."""
-    return count * 3 * size[0] * size[1] <= MEMORY_LIMIT

@@ -237,7 +237,8 @@ def test_both_layers_stand_beside_each_other_with_the_numbers_of_each(tmp_path):
     assert table["backbone"].tolist() != table["projector"].tolist()
     (answer,) = [one for one in found.answers if one.question == "How do backbone and projector differ?"]
     assert all("(backbone)" in sentence and "(projector)" in sentence for sentence in answer.sentences)
-    assert answer.numbers["K*, reconstruction, projector"] == pytest.approx(table["projector", "K*, reconstruction"])
+    best = [f"{table[layer, 'K*, reconstruction']:,.3g} ({layer})" for layer in ("backbone", "projector")]
+    assert f"The closed form names K* = {', '.join(best)}: a reconstruction" in answer.sentences[-1]
     assert "<td" in (folder / "analysis.html").read_text().partition('id="layers"')[2]
     assert any("are left out: last.ckpt" in note for note in found.notes)  # the weights that are looked at
     last = run / "checkpoints" / "last.ckpt"
@@ -280,14 +281,14 @@ def test_of_limited_images_no_other_is_looked_at_and_one_that_cannot_be_read_mak
 
     from contrastneg.analyze.opening import images_of
     from contrastneg.analyze.settings import Analyze
-    from contrastneg.data import opening
+    from contrastneg.data import usable
 
     for place in range(12):
         Image.new("RGB", (8, 8), (20 * place, 0, 0)).save(tmp_path / f"{place:02}.png")
     config = Analyze(encoder="unused", limit_images=4, unlabelled=True)
-    scanned, scan = [], opening.scan
+    scanned, scan = [], usable.scan
     monkeypatch.setattr(
-        opening, "scan", lambda source, *rest, **more: scanned.append(len(source)) or scan(source, *rest, **more)
+        usable, "scan", lambda source, *rest, **more: scanned.append(len(source)) or scan(source, *rest, **more)
     )
     source, notes = images_of(config, str(tmp_path), 3)
     assert (len(source), scanned) == (4, [4])

@@ -124,37 +124,6 @@ def test_equal_small_images_are_kept_in_memory_and_mixed_sizes_are_streamed(tmp_
         opened(tmp_path / "mixed", "--loading", "memory")
 
 
-@pytest.mark.parametrize("first", [None, "cut", "of another size and cut"])
-def test_pictures_that_the_scan_decoded_are_not_decoded_again(tmp_path, monkeypatch, first):
-    from contrastneg.data.sources import ImageSet, open_source
-
-    for name in "ab":
-        paint(tmp_path / name, 20, level=ord(name))
-    if first is not None:
-        paint(tmp_path / "a", 1, side=12 if first == "cut" else 9)
-        picture = tmp_path / "a" / "0.png"
-        picture.write_bytes(picture.read_bytes()[:-30])
-    fresh = open_source(str(tmp_path))
-    sets = opened(tmp_path, "--on_bad_image", "skip")
-    assert (len(sets.bad), sets.loading) == (int(first is not None), "memory")
-    parts = (sets.train, sets.queries)
-    expected = [torch.stack([fresh.read(i) for i in part.image_id.tolist()]) for part in parts]
-    if first == "of another size and cut":
-        assert sets.train.decoded is None  # the place kept was for pictures of the first one's size
-    else:
-        monkeypatch.setattr(ImageSet, "read", None)
-    assert all(torch.equal(part.load(), pictures) for part, pictures in zip(parts, expected, strict=True))
-
-
-def test_pictures_of_several_sizes_or_to_be_streamed_are_not_kept(tmp_path):
-    for name in "ab":
-        paint(tmp_path / name, 20)
-    assert opened(tmp_path).train.decoded is not None
-    assert opened(tmp_path, "--loading", "stream").train.decoded is None
-    paint(tmp_path / "b", 1, side=9)
-    assert opened(tmp_path).train.decoded is None
-
-
 def test_holding_out_is_the_same_every_time_and_another_with_another_seed(tmp_path):
     from contrastneg.data.opening import hold_out
     from contrastneg.data.sources import in_memory_set
@@ -187,17 +156,6 @@ def test_images_whose_class_no_answering_image_has_are_counted(tmp_path):
         paint(tmp_path / "val" / name, 2)
     told = [note for note in opened(tmp_path, "--limit-images", 3).notes if "answering" in note]
     assert told == ["the classes of 2 of 8 asked images are not among the answering ones"]
-
-
-def test_a_scan_that_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
-    from contrastneg.data import opening
-
-    paint(tmp_path / "flat", 3)
-    opened(tmp_path / "flat")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(opening, "SAY_EVERY", 0.0)
-    opened(tmp_path / "flat")
-    assert "looked through 3 of 3 pictures of flat train" in capsys.readouterr().err
 
 
 def test_bad_images_are_counted_and_a_few_are_named_once_per_split(tmp_path):
@@ -363,6 +321,35 @@ def test_a_test_split_that_links_to_the_training_pictures_is_no_other_set(tmp_pa
     assert (len(data.bank), len(data.queries)) == (36, 4)
     sets = opened(tmp_path / "set")
     assert (len(sets.bank), len(sets.queries)) == (36, 4)
+    assert any(note.startswith("no test images other than the training images") for note in sets.notes)
+    paint(tmp_path / "flat", 3)
+    sets = opened(tmp_path / "flat", "--val", tmp_path / "set")
+    assert (len(sets.bank), len(sets.queries)) == (36, 4)
+
+
+def test_links_to_some_of_the_training_pictures_are_another_set(tmp_path):
+    from contrastneg.data.opening import same_pictures
+    from contrastneg.data.sources import open_source
+
+    paint(tmp_path / "one", 4)
+    paint(tmp_path / "other", 4)
+    for i in (0, 3):
+        (tmp_path / "other" / f"{i}.png").unlink()
+        (tmp_path / "other" / f"{i}.png").symlink_to(tmp_path / "one" / f"{i}.png")
+    one, other = (open_source(str(tmp_path / name)) for name in ("one", "other"))
+    assert not same_pictures(one, other)
+    (tmp_path / "all").symlink_to(tmp_path / "one")
+    assert same_pictures(one, open_source(str(tmp_path / "all")))
+
+
+def test_a_folder_of_the_name_of_a_known_set_is_another_set(tmp_path, monkeypatch):
+    from contrastneg.data.opening import same_pictures
+    from contrastneg.data.sources import open_source
+
+    for name in "ab":
+        paint(tmp_path / "shapes" / name, 2)
+    monkeypatch.chdir(tmp_path)
+    assert not same_pictures(open_source("shapes"), open_source("./shapes"))
 
 
 def test_as_many_other_pictures_are_another_set(tmp_path):
