@@ -10,6 +10,7 @@ from contrastneg.data.duplicates import FEW, find_duplicates, find_leak, quick
 from contrastneg.data.fingerprints import Fingerprints
 from contrastneg.data.imageset import ImageSet
 from contrastneg.data.module import PretrainData
+from contrastneg.data.opening import same_pictures
 from contrastneg.data.scan import NAMED, scan
 from contrastneg.data.sources import NoSuchSplit, open_source
 from contrastneg.evaluate.features import encode_set
@@ -72,10 +73,14 @@ def splits(options: Namespace) -> list[ImageSet]:
     labels = False if options.unlabelled else None
     sources = [open_source(options.data, root=options.root, labels=labels)]
     try:
-        sources.append(open_source(options.data, root=options.root, labels=labels, split="test"))
+        test = open_source(options.data, root=options.root, labels=labels, split="test")
     except NoSuchSplit:
         print("one split only: no test images")
-    return sources
+        return sources
+    if same_pictures(test, sources[0]):
+        print("the test split is the training pictures themselves: no test images")
+        return sources
+    return [*sources, test]
 
 
 def tell(heading: str, lines: list[str]) -> None:

@@ -154,6 +154,17 @@ def test_a_threshold_that_no_cosine_has_is_refused(copies, capsys, threshold):
     assert refusal.count("\n") == 1
 
 
+def test_a_test_split_that_links_to_the_training_pictures_is_none(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 9, ord(name))).save(tmp_path / "train" / name / "0.png")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    status, told = check(capsys, tmp_path)
+    assert status == 0
+    assert "the test split is the training pictures themselves: no test images" in told
+    assert "duplicates among the training pictures" not in told
+
+
 def test_a_set_in_memory_is_looked_through_too(capsys):
     status, printed = check(capsys, "shapes")
     assert status == 0

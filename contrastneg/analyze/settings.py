@@ -92,6 +92,8 @@ class Analyze:
             raise WrongSetting(self, "sections", f"{met}: choose from {', '.join(SECTIONS)}, or all")
         if self.samplers and "samplers" not in self.asked:
             raise WrongSetting(self, "samplers", "are given but sections has no samplers: add it, or leave them out")
+        if self.layer == "both" and "layers" not in self.asked:
+            raise WrongSetting(self, "layer", "is both but sections has no layers: add it, or name one layer")
 
     @property
     def asked(self) -> tuple[str, ...]:

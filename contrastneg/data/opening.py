@@ -62,13 +62,10 @@ def open_data(config: Pretrain) -> OpenedData:
         scanned["to score on"] = usable(queries, config, whole=in_memory, keep=in_memory)
         queries = scanned["to score on"].images
     if bank is not None and must_part:
+        held_out = held_out_note(pretrained_on=bank is train)
         bank, queries = hold_out(bank, config.seed)
-        notes.append(
-            f"{HELD_OUT_NOTE} other than the training images: every {HELD_OUT}th labelled image is asked about and the others "
-            "answer; all of them were pretrained on or may have been, so compare such scores with each other only"
-            if len(queries)
-            else f"{NONE_TO_ASK}: the encoder is not scored (give a labelled set with --val)"
-        )
+        none_asked = f"{NONE_TO_ASK}: the encoder is not scored (give a labelled set with --val)"
+        notes.append(held_out if len(queries) else none_asked)
     if bank is not None and queries is not None:
         bank, queries = (bank, queries) if len(queries) else (None, None)
         notes += unanswered_notes(bank, queries)
@@ -295,6 +292,17 @@ def hold_out(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     asked = order[~stays][: max(1, len(order) // HELD_OUT)]
     answering = labelled[~torch.isin(labelled, asked)]
     return source.subset(answering), source.subset(asked.sort().values)
+
+
+def held_out_note(pretrained_on: bool) -> str:
+    """That a part of the labelled images is asked about, and what that means where the encoder was pretrained on them."""
+    how = f"every {HELD_OUT}th labelled image is asked about and the others answer"
+    if not pretrained_on:
+        return f"{HELD_OUT_NOTE} in the set to score on other than its training images: {how}"
+    return (
+        f"{HELD_OUT_NOTE} other than the training images: {how}; all of them were pretrained on, so compare such scores with "
+        "each other only"
+    )
 
 
 def unanswered_notes(bank: ImageSet | None, queries: ImageSet | None) -> list[str]:

@@ -69,3 +69,10 @@ def test_the_help_of_the_verb_lists_the_sections(capsys):
 def test_a_blank_in_a_list_of_names_is_answered_with_the_comma():
     with pytest.raises(ValueError, match="'gradient' is a word too many.*with commas between"):
         parsed("some-run", "--sections", "hardness", "gradient")
+
+
+def test_both_layers_are_asked_for_only_with_the_section_that_compares_them():
+    assert parsed("some-run", "--layer", "both").layer == "both"
+    assert parsed("some-run", "--layer", "both", "--sections", "layers,gradient").layer == "both"
+    with pytest.raises(ValueError, match="layer is both but sections has no layers: add it, or name one layer"):
+        parsed("some-run", "--layer", "both", "--sections", "gradient")

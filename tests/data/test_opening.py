@@ -321,10 +321,13 @@ def test_a_test_split_that_links_to_the_training_pictures_is_no_other_set(tmp_pa
     assert (len(data.bank), len(data.queries)) == (36, 4)
     sets = opened(tmp_path / "set")
     assert (len(sets.bank), len(sets.queries)) == (36, 4)
-    assert any(note.startswith("no test images other than the training images") for note in sets.notes)
+    (note,) = [note for note in sets.notes if note.startswith("no test images")]
+    assert "all of them were pretrained on" in note
     paint(tmp_path / "flat", 3)
     sets = opened(tmp_path / "flat", "--val", tmp_path / "set")
     assert (len(sets.bank), len(sets.queries)) == (36, 4)
+    (note,) = [note for note in sets.notes if note.startswith("no test images")]
+    assert "pretrained" not in note
 
 
 def test_links_to_some_of_the_training_pictures_are_another_set(tmp_path):
