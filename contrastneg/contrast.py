@@ -71,24 +71,28 @@ def contrast(
             record.note_hardness(first_rows_of_keys(query, positive, image_id, keys, key_id), temperature)
         return loss, of_keys.positive.detach() > sums.hardest, sums.hardest > -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
-    first = positive_first(negatives)
-    negatives = run_stages(negatives, stages, clock, record)
-    contrasted = negatives.repelled.any(dim=1)
+    hardest = hardest_repelled(negatives)
+    first = negatives.positive_similarity.detach() > hardest
+    if stages:
+        negatives = run_stages(negatives, stages, clock, record)
+        hardest = hardest_repelled(negatives)
+    contrasted = hardest != -torch.inf  # NaN counts: a loss that broke must be seen
     if record is not None:
         record.note_hardness(first_rows(negatives), temperature)
         if stages:
-            record.share("loss/accuracy", positive_first(negatives) & contrasted, contrasted)
+            now_first = negatives.positive_similarity.detach() > hardest
+            record.share("loss/accuracy", now_first & contrasted, contrasted)
     return objective(negatives, temperature, clock, record or ignore), first, contrasted
 
 
-def positive_first(negatives: Negatives) -> Bool[Tensor, " B"]:
-    """Whether each query's positive is more similar than every candidate that repels it."""
+def hardest_repelled(negatives: Negatives) -> Float[Tensor, " B"]:
+    """Similarity of each query's hardest candidate that repels it, without gradient; -inf where there is none."""
     similarity = negatives.similarity.detach()
     if similarity.shape[1] == 0:  # an empty queue
-        return torch.ones(len(similarity), dtype=torch.bool, device=similarity.device)
+        return similarity.new_full((len(similarity),), -torch.inf)
     if not negatives.untouched:
         similarity = similarity.masked_fill(~negatives.repelled, -torch.inf)
-    return negatives.positive_similarity.detach() > similarity.amax(dim=1)
+    return similarity.amax(dim=1)
 
 
 def needs_no_table(

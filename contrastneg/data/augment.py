@@ -51,15 +51,11 @@ def resample_matrix(
     rows = torch.arange(size, dtype=torch.float32, device=device)
     rows = torch.where(mirror[:, None], size - 1 - rows, rows)[:, :, None]  # (N, S, 1)
     position = torch.arange(source, dtype=torch.float32, device=device) + 0.5 - start[:, None]
-    position = position[:, None, :]  # (N, 1, source), counted from the start of the stretch
+    # Counted from the start of the stretch; pixels outside it are infinitely far away.
+    position = position.masked_fill_((position <= 0) | (position >= length[:, None]), torch.inf)[:, None, :]
     distance = (position - (rows + 0.5) * scale).div_(scale.clamp(min=1)).abs_()
-    weight = _triangle_(distance) if interpolation == "bilinear" else _cubic(distance)
-    weight.mul_((position > 0) & (position < length[:, None, None]))
+    weight = (1 - distance).clamp_(min=0) if interpolation == "bilinear" else _cubic(distance)
     return weight.div_(weight.sum(dim=2, keepdim=True))
-
-
-def _triangle_(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return distance.neg_().add_(1).clamp_(min=0)
 
 
 def _cubic(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -138,18 +134,26 @@ def color_jitter_(
     if images.shape[1] == 1:  # saturation and hue mean nothing without colour
         factors = torch.stack([factors[:, 0], factors[:, 1], neutral[2].expand(len(factors)), factors[:, 3] * 0], dim=1)
     changes = factors != neutral
+    # Pictures are lined up by the step at which their hue is turned, so that those of one step lie side by side.
+    hue_step = torch.where(changes[:, HUE], order.eq(HUE).to(torch.uint8).argmax(dim=1), 4)
+    touched = changes.any(dim=1).nonzero()[:, 0]
+    touched = touched[hue_step[touched].argsort()]
+    if not len(touched):
+        return images
+    factors, order, changes = factors[touched], order[touched], changes[touched]
+    bounds = [0, *hue_step[touched].bincount(minlength=5).cumsum(dim=0).tolist()]
+    rows = touched.to(images.device)
+    pixels = images.index_select(0, rows)
     for step in range(4):
-        operation = order[:, step]
-        active = changes.gather(1, operation[:, None])[:, 0]
-        factor = factors.gather(1, operation[:, None])[:, 0]
-        blended = active & (operation != HUE)
+        operation = order[:, step : step + 1]
+        factor = factors.gather(1, operation)
+        blended = changes.gather(1, operation) & (operation != HUE)
         if blended.any():
-            _blend_(images, torch.where(blended, factor, 1.0), operation)
-        shifted = (active & (operation == HUE)).nonzero()[:, 0]
-        if len(shifted):
-            rows = shifted.to(images.device)
-            images.index_copy_(0, rows, shift_hue(images.index_select(0, rows), factor[shifted]))
-    return images
+            _blend_(pixels, torch.where(blended, factor, 1.0)[:, 0], operation[:, 0])
+        turned = slice(bounds[step], bounds[step + 1])
+        if turned.start < turned.stop:
+            shift_hue_(pixels[turned], factors[turned, HUE])
+    return images.index_copy_(0, rows, pixels)
 
 
 def _blend_(images: Float[Tensor, "N C H W"], factor: Float[Tensor, " N"], operation: Int[Tensor, " N"]) -> None:
@@ -164,37 +168,34 @@ def _blend_(images: Float[Tensor, "N C H W"], factor: Float[Tensor, " N"], opera
     images.clamp_(0, 1)
 
 
-def shift_hue(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 H W"]:
-    """Turn the hue of each picture, as torchvision's ``adjust_hue``.
+def shift_hue_(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 H W"]:
+    """Turn the hue of each picture in place, as torchvision's ``adjust_hue``.
 
-    With the value v (largest channel), the chroma d (largest minus smallest) and the hue h in sixths of a turn, a
-    channel is ``v - d clamp(2 - |u|, 0, 1)`` where u in [-3, 3] is the way round the circle from the colour that lacks
-    this channel most: ``h + 3``, ``h + 1``, ``h - 1`` for red, green, blue. This is HSV to RGB without its six cases.
+    With the largest and smallest channel v and w and the chroma d = v - w, the hue in sixths of a turn, counted from red,
+    is ``h = 1 + (green + blue - red - w) / d`` on the side of green and -h on that of blue. Turned and brought to [0, 6), it
+    gives red as ``w + d clamp(|h - 3| - 1, 0, 1)``, green as ``v - d clamp(|h - 2| - 1, 0, 1)`` and blue as the same with 4.
+    This is HSV and back without its six cases: choosing among them takes longer than all the rest.
 
     Args:
-        images: Pixels in [0, 1].
+        images: Pixels in [0, 1]; overwritten.
         turns: Shift of each picture's hue, in turns of the colour circle.
 
     Returns:
-        New pixels in [0, 1].
+        ``images``.
     """
     red, green, blue = images.unbind(dim=1)
     largest = torch.maximum(torch.maximum(red, green), blue)
-    chroma = largest - torch.minimum(torch.minimum(red, green), blue)
+    smallest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = largest - smallest
     safe = chroma.clamp(min=1e-8)  # grey pixels have no hue: any finite number will do
-    hue = torch.where(
-        largest == red,
-        (green - blue).div_(safe),
-        torch.where(largest == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)),
-    )
-    hue += 6 * turns.to(images.device)[:, None, None]
-    output = torch.empty_like(images)
-    for channel, offset in enumerate((3, 1, -1)):
-        way = hue + offset
-        way.sub_((way / 6).round_(), alpha=6)  # a remainder would take twice as long
-        missing = way.abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
-        torch.sub(largest, missing, out=output[:, channel])
-    return output
+    hue = (green + blue).sub_(red).sub_(smallest).div_(safe).add_(1).copysign_(green - blue)
+    hue.add_(6 * turns.to(images.device)[:, None, None])
+    hue.sub_((hue / 6).floor_(), alpha=6)  # a remainder would take twice as long
+    away = torch.tensor([3.0, 2.0, 4.0], device=images.device)[:, None, None]
+    away = (hue[:, None] - away).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
+    torch.add(smallest, away[:, 0], out=red)
+    torch.sub(largest[:, None], away[:, 1:], out=images[:, 1:])
+    return images
 
 
 def grayscale_(images: Float[Tensor, "N C H W"], chosen: Bool[Tensor, " N"]) -> Float[Tensor, "N C H W"]:

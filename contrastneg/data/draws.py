@@ -6,7 +6,9 @@ which operations its neighbours met, on the probabilities in the settings, or on
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,10 +73,6 @@ class Crops:
     width: Float[Tensor, " N"]
     mirror: Bool[Tensor, " N"]
 
-    def rows(self, start: int, stop: int) -> "Crops":
-        """The boxes of pictures ``start`` to ``stop - 1``."""
-        return Crops(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
-
 
 @dataclass(frozen=True)
 class Colors:
@@ -89,9 +87,19 @@ class Colors:
     """Of the blur; 0 is none."""
     solarize: Bool[Tensor, " N"]
 
-    def rows(self, start: int, stop: int) -> "Colors":
-        """The parameters of pictures ``start`` to ``stop - 1``."""
-        return Colors(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+
+Parameters = TypeVar("Parameters", Crops, Colors)
+
+
+def rows_of(parameters: Parameters, part: slice) -> Parameters:
+    """Those of some pictures of the batch."""
+    return type(parameters)(**{name: column[part] for name, column in vars(parameters).items()})
+
+
+def joined(parts: Sequence[Parameters]) -> Parameters:
+    """Those of several batches, one after the other."""
+    names = (field.name for field in fields(parts[0]))
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def draw_crops(n: int, height: int, width: int, augment: Augment, generator: torch.Generator) -> Crops:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from contrastneg import distributed
 from contrastneg.checks import WrongSetting
-from contrastneg.data.draws import Augment, draw_crops
+from contrastneg.data.draws import Augment, draw_crops, rows_of
 from contrastneg.data.module import PretrainData, StreamedCrops
 from contrastneg.data.views import crop_batch, crop_one, normalized
 from contrastneg.randomness import generator
@@ -106,7 +106,7 @@ class LabelledCrops:
             height, width = self._size
             boxes, own = draw_crops(len(batch), height, width, self.views.view1, draws), share(len(batch))
             images = pixels[self.positions[batch[own]].to(device)]
-            yield crop_batch(images, boxes.rows(own.start, own.stop), self.views), batch[own]
+            yield crop_batch(images, rows_of(boxes, own), self.views), batch[own]
 
     def _streamed(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._loader is not None
