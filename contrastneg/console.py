@@ -289,6 +289,7 @@ class EpochLine(Callback):
         line = epoch_line(trainer, self.progress, self.knn)
         self.output.print(line)
         if not self._explained:
+            self.output.print("[dim]  time and images/s: of training so far, scores not counted[/]")
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     meant = meaning if pl_module.stages else meaning.replace(", before the stages", "")

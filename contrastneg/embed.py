@@ -23,6 +23,7 @@ from contrastneg.config import plain
 from contrastneg.data.module import PretrainData
 from contrastneg.data.sources import ImageSet, NoSuchSplit, UnreadableImage, limit_images, open_source
 from contrastneg.evaluate.features import encode_set, finite_rows
+from contrastneg.progress import ProgressLines
 from contrastneg.subjects import Layer, Subject
 from contrastneg.writing import whole_file
 
@@ -187,10 +188,14 @@ def open_splits(subject: Subject, data: str, split: str, root: Path | None, unla
 
 
 def chunks(source: ImageSet) -> Iterator[Int64[Tensor, " n"]]:
-    """Positions of a set, so many at a time, under a bar on a terminal."""
+    """Positions of a set, so many at a time, under a bar on a terminal; elsewhere a line every few seconds."""
     console = Console(stderr=True)
+    lines = ProgressLines("embedded", f"images of {source.name} {source.split}")
     parts = torch.arange(len(source)).split(ROWS)
-    yield from track(parts, source.split, console=console, transient=True, disable=not console.is_terminal)
+    for part in track(parts, source.split, console=console, transient=True, disable=not console.is_terminal):
+        yield part
+        if not console.is_terminal:
+            lines(int(part[-1]) + 1, len(source))
 
 
 def in_dtype(

@@ -140,6 +140,18 @@ def test_never_more_than_a_group_of_rows_is_in_memory(ending, folder, subject, t
         )
 
 
+def test_a_set_that_takes_long_says_how_far_it_is(folder, subject, tmp_path, monkeypatch, capsys):
+    from contrastneg import embed, progress
+
+    monkeypatch.setattr(embed, "ROWS", 4)
+    embed.embed(subject, str(folder), tmp_path / "quick.parquet", split="train")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
+    embed.embed(subject, str(folder), tmp_path / "slow.parquet", split="train")
+    name = f"images of {folder.name} train"
+    assert capsys.readouterr().err.splitlines() == [f"embedded {done} of 10 {name}" for done in (4, 8, 10)]
+
+
 def test_pictures_without_labels_have_none(folder, subject, tmp_path):
     from contrastneg.embed import embed
 

@@ -30,6 +30,7 @@ from contrastneg.evaluate.cache import FeatureCache, fingerprint, weights_of
 from contrastneg.evaluate.features import Features, finite_rows
 from contrastneg.evaluate.neighbours import unit_rows
 from contrastneg.evaluate.place import device_of
+from contrastneg.progress import ProgressLines
 from contrastneg.subjects import Layer, Subject
 from contrastneg.writing import printable
 
@@ -99,7 +100,7 @@ def embedded(
     encoder = subject.encoder(layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = fingerprint(source)
     say(f"embeddings of {len(source):,} images")
-    features = cache.features(encoder, data, "train", key, device, dtype)
+    features = cache.features(encoder, data, "train", key, device, dtype, ProgressLines("embedded", "images"))
     assert features.position is not None
     check_embeddings(features.x, source, features.position)
     material = material_of(config, features, source.subset(features.position))
@@ -111,7 +112,7 @@ def embedded(
     def embedded_by(other: Subject, its_layer: Layer, name: str) -> Checkpoint:
         its = data_of(config, other, source)
         network = other.encoder(its_layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = cache.features(network, its, "train", key, device, dtype).x
+        x = cache.features(network, its, "train", key, device, dtype, ProgressLines("embedded", "images")).x
         positives = x.clone()
         positives[rows] = second_views(network, its, asked, device, dtype, seed=config.seed)
         return Checkpoint(name, x, positives, other.step if one_run else None)

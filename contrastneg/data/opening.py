@@ -298,7 +298,10 @@ def held_out_note(pretrained_on: bool) -> str:
     """That a part of the labelled images is asked about, and what that means where the encoder was pretrained on them."""
     how = f"every {HELD_OUT}th labelled image is asked about and the others answer"
     if not pretrained_on:
-        return f"{HELD_OUT_NOTE} in the set to score on other than its training images: {how}"
+        return (
+            f"{HELD_OUT_NOTE} in the set to score on other than its training images: {how}; if some of the same pictures "
+            "were pretrained on under other names, compare such scores with each other only"
+        )
     return (
         f"{HELD_OUT_NOTE} other than the training images: {how}; all of them were pretrained on, so compare such scores with "
         "each other only"

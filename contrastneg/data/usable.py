@@ -1,7 +1,5 @@
 """Which pictures of a set can be used, and where their pixels will be."""
 
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -11,33 +9,15 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from contrastneg import distributed
 from contrastneg.data.imageset import ImageSet, Kept
 from contrastneg.data.scan import UnusableImages, decodes_all, in_short, scan
 from contrastneg.data.subsets import order_of_choice
+from contrastneg.progress import ProgressLines
 from contrastneg.wording import count_of
 
 MEMORY_LIMIT = 2 << 30  # bytes of pixels that "auto" loading keeps in memory
 BAD_IMAGES = "bad_images.txt"  # file of a run folder
 NAMED_IN_NOTE = 3  # bad pictures that the start card names
-SAY_EVERY = 10.0  # seconds between lines that say how far a scan is
-
-
-class ScanProgress:
-    """Says on standard error every few seconds, on a terminal or not, how far a scan is.
-
-    Args:
-        name: What is looked through.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name, self._due = name, time.monotonic() + SAY_EVERY
-
-    def __call__(self, done: int, count: int) -> None:
-        """Note that so many pictures are done."""
-        if time.monotonic() >= self._due and distributed.is_first_process():
-            self._due = time.monotonic() + SAY_EVERY
-            print(f"looked through {done:,} of {count:,} pictures of {self.name}", file=sys.stderr, flush=True)
 
 
 @runtime_checkable
@@ -118,7 +98,7 @@ def usable(source: ImageSet, config: Reading, whole: bool, keep: bool = False) -
     """
     if source.pixels is not None:
         return Usable(source, [f"{count_of(len(source), 'image')} of {source.name}"], [*source.notes], [])
-    progress = ScanProgress(f"{source.name} {source.split}")
+    progress = ProgressLines("looked through", f"pictures of {source.name} {source.split}")
     whole = whole and config.on_bad_image == "skip"
     keep = keep and config.loading != "stream" and (whole or decodes_all(source))
     keeper = Keeper(len(source), None if config.loading == "memory" else MEMORY_LIMIT) if keep else None

@@ -120,7 +120,9 @@ def absent(problems: dict[str, str]) -> dict[str, str]:
         "negatives": problems.get(
             "metrics.csv", "The run logged nothing of its candidates: that takes stages, a queue, or labels."
         ),
-        "hardness": problems.get("metrics.csv", "The run logged nothing of how hard its negatives are."),
+        "hardness": problems.get(
+            "metrics.csv", "The run logged nothing of how hard its negatives are: that is done once in log_every steps."
+        ),
         "views": problems.get("pictures.npz", "pictures.npz holds no pairs of views."),
         "neighbours": problems.get("pictures.npz", "pictures.npz holds no neighbours."),
         "command": problems.get("environment.json", "environment.json names no command."),

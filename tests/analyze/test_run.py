@@ -335,12 +335,15 @@ def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer
     ]  # fmt: skip
 
 
-def test_embeddings_are_found_again(tmp_path, monkeypatch):
+def test_embedding_says_how_far_it_is_and_embeddings_are_found_again(tmp_path, monkeypatch, capsys):
+    from contrastneg import progress
     from contrastneg.evaluate import cache
 
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
     run = write_encoder(tmp_path / "run")
     quick = {"sections": ("gradient",), "gallery": 0}
     _, first = analyzed(run, **quick)
+    assert capsys.readouterr().err.splitlines()[-1] == "embedded 640 of 640 images"
 
     def forbidden(*arguments, **settings):
         raise AssertionError("embedded anew")

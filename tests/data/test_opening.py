@@ -8,19 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-
-def paint(folder, count, level=100, side=12):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.new("RGB", (side, side), (level, i, 0)).save(folder / f"{i}.png")
-
-
-def opened(*arguments):
-    from contrastneg.commandline import parse_pretrain
-    from contrastneg.data.opening import open_data
-
-    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125"]
-    return open_data(parse_pretrain([*map(str, arguments), *small])[0])
+from opened import opened, paint
 
 
 def test_class_folders_with_a_val_split_are_scored_on_it_by_the_training_classes(tmp_path):
@@ -57,16 +45,16 @@ def test_images_that_must_be_in_memory_are_decoded_where_bad_ones_are_to_be_skip
     monkeypatch.setattr(scan, "DECODED_PIXELS", 0)  # as of a large set: headers only
     for name in "ab":
         paint(tmp_path / name, 20, side=40)
-        file = tmp_path / name / "3.png"
+        file = tmp_path / name / "03.png"
         data = bytearray(file.read_bytes())
         data[60:90] = bytes(30)  # damage between a good header and a good end
         file.write_bytes(data)
     sets = opened(tmp_path, "--on-bad-image", "skip", "--loading", "memory")
     assert sets.loading == "memory"
     held = {int(index) for part in (sets.train, sets.bank, sets.queries) for index in part.image_id}
-    assert not held & {i for i in range(40) if sets.train.reader.name_of(i).endswith("/3.png")}
+    assert not held & {i for i in range(40) if sets.train.reader.name_of(i).endswith("/03.png")}
     assert len(sets.train.load()) == len(sets.train) == 38
-    assert any("left out" in note and "3.png" in note for note in sets.notes)
+    assert any("left out" in note and "03.png" in note for note in sets.notes)
 
 
 def test_without_labels_nothing_is_scored_unless_another_set_is_given(tmp_path):
@@ -327,7 +315,7 @@ def test_a_test_split_that_links_to_the_training_pictures_is_no_other_set(tmp_pa
     sets = opened(tmp_path / "flat", "--val", tmp_path / "set")
     assert (len(sets.bank), len(sets.queries)) == (36, 4)
     (note,) = [note for note in sets.notes if note.startswith("no test images")]
-    assert "pretrained" not in note
+    assert "if some of the same pictures were pretrained on" in note
 
 
 def test_links_to_some_of_the_training_pictures_are_another_set(tmp_path):
@@ -337,8 +325,8 @@ def test_links_to_some_of_the_training_pictures_are_another_set(tmp_path):
     paint(tmp_path / "one", 4)
     paint(tmp_path / "other", 4)
     for i in (0, 3):
-        (tmp_path / "other" / f"{i}.png").unlink()
-        (tmp_path / "other" / f"{i}.png").symlink_to(tmp_path / "one" / f"{i}.png")
+        (tmp_path / "other" / f"{i:02}.png").unlink()
+        (tmp_path / "other" / f"{i:02}.png").symlink_to(tmp_path / "one" / f"{i:02}.png")
     one, other = (open_source(str(tmp_path / name)) for name in ("one", "other"))
     assert not same_pictures(one, other)
     (tmp_path / "all").symlink_to(tmp_path / "one")

@@ -4,21 +4,8 @@ import pickle
 
 import pytest
 import torch
-from PIL import Image
 
-
-def paint(folder, count, level=100, side=12):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.new("RGB", (side, side), (level, i, 0)).save(folder / f"{i:02}.png")
-
-
-def opened(*arguments):
-    from contrastneg.commandline import parse_pretrain
-    from contrastneg.data.opening import open_data
-
-    small = ["--method.backbone.name", "resnet9", "--method.backbone.width", "0.125"]
-    return open_data(parse_pretrain([*map(str, arguments), *small])[0])
+from opened import opened, paint
 
 
 @pytest.fixture
@@ -29,12 +16,12 @@ def folder(tmp_path):
 
 
 def test_a_scan_that_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
-    from contrastneg.data import usable
+    from contrastneg import progress
 
     paint(tmp_path / "flat", 3)
     opened(tmp_path / "flat")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(usable, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
     opened(tmp_path / "flat")
     assert "looked through 3 of 3 pictures of flat train" in capsys.readouterr().err
 
