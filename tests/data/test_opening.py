@@ -6,9 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-
 from opened import opened, paint
+from PIL import Image
 
 
 def test_class_folders_with_a_val_split_are_scored_on_it_by_the_training_classes(tmp_path):

@@ -4,7 +4,6 @@ import pickle
 
 import pytest
 import torch
-
 from opened import opened, paint
 
 
