@@ -289,7 +289,9 @@ class EpochLine(Callback):
         line = epoch_line(trainer, self.progress, self.knn)
         self.output.print(line)
         if not self._explained:
-            self.output.print("[dim]  time and images/s: of training so far, scores not counted[/]")
+            self.output.print(
+                "[dim]  time: of training so far, scores not counted; images/s: since the run began or was resumed[/]"
+            )
             for word, meaning in LEGEND.items():
                 if f"  {word} " in line:
                     meant = meaning if pl_module.stages else meaning.replace(", before the stages", "")

@@ -69,18 +69,20 @@ def contrast(
         loss = objective.of_sums(sums, temperature, clock, record or ignore)
         if record is not None:
             record.note_hardness(first_rows_of_keys(query, positive, image_id, keys, key_id), temperature)
-        return loss, of_keys.positive.detach() > sums.hardest, sums.hardest > -torch.inf
+        return loss, of_keys.positive.detach() > sums.hardest, sums.hardest != -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
     hardest = hardest_repelled(negatives)
-    first = negatives.positive_similarity.detach() > hardest
+    first, contrasted = (
+        negatives.positive_similarity.detach() > hardest,
+        hardest != -torch.inf,
+    )  # NaN counts: it must be seen
     if stages:
         negatives = run_stages(negatives, stages, clock, record)
-        hardest = hardest_repelled(negatives)
-    contrasted = hardest != -torch.inf  # NaN counts: a loss that broke must be seen
+        contrasted = negatives.repelled.any(dim=1)
     if record is not None:
         record.note_hardness(first_rows(negatives), temperature)
         if stages:
-            now_first = negatives.positive_similarity.detach() > hardest
+            now_first = negatives.positive_similarity.detach() > hardest_repelled(negatives)
             record.share("loss/accuracy", now_first & contrasted, contrasted)
     return objective(negatives, temperature, clock, record or ignore), first, contrasted
 

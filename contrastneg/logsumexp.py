@@ -13,11 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Keys per tile at most. Fewer cost launches; a power of two costs a tenth more on CPUs, where rows then share cache sets.
+# Keys per tile. A CPU wants few launches and a (B, tile) block near its second-level cache: a tile as long as CPU_BLOCK numbers
+# allow, between the two lengths. Neither is a power of two, with which rows share cache sets: 512 took a tenth longer.
 CPU_TILE = 2304
-GPU_TILE = 8192
-# Numbers of a CPU's block of logits, which should stay in the second-level cache as long as a tile is no less than 512 keys.
+CPU_TILE_AT_LEAST = 576
 CPU_BLOCK = 256 * 2304
+GPU_TILE = 8192  # few, large launches
 # Numbers of a table that are worked on at once.
 TABLE_CPU = 1 << 17
 TABLE_GPU = 1 << 24
@@ -200,8 +201,7 @@ def _row_parts(table: Tensor) -> Iterator[slice]:
 
 def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp (B,), largest logit (B,) and softmax-weighted mean key (B, D) of ``scaled @ keys.T``."""
-    on_cpu = scaled.device.type == "cpu"
-    tile = min(CPU_TILE, max(512, CPU_BLOCK // max(1, len(scaled)))) if on_cpu else GPU_TILE
+    tile = _tile(scaled)
     block = scaled.new_empty(len(scaled), min(tile, len(keys)))
     # A finite start: -inf minus -inf would be NaN where a whole tile is excluded.
     top = scaled.new_full((len(scaled),), torch.finfo(scaled.dtype).min)
@@ -224,6 +224,13 @@ def _walk(scaled: Tensor, keys: Tensor, exclude: Tensor | None, with_mean: bool)
     empty = total == 0  # otherwise total >= 1, the share of the maximum itself
     mean.div_(total.clamp(min=1)[:, None])
     return top + total.log(), top.masked_fill(empty, -torch.inf), mean
+
+
+def _tile(query: Tensor) -> int:
+    """Keys to walk over at once."""
+    if query.device.type != "cpu":
+        return GPU_TILE
+    return min(CPU_TILE, max(CPU_TILE_AT_LEAST, CPU_BLOCK // max(1, len(query))))
 
 
 def _by_tile(exclude: Tensor | None, count: int, tile: int) -> list[Tensor | None]:

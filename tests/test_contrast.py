@@ -180,3 +180,17 @@ def test_a_recorded_step_has_the_same_loss_and_an_empty_queue_none():
     loss, _, contrasted = contrast(query, positive, torch.arange(9), keys[:0], ids(0, "none"), *arguments)
     assert (loss == 0).all()
     assert not contrasted.any()
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_query_that_became_nan_counts_as_contrasted_and_one_without_keys_does_not(table):
+    from contrastneg.contrast import contrast
+
+    query, keys, key_id = unit(3, 16), unit(4, 16, seed=2), torch.tensor([2, 2, 2, 2])
+    query[1] = math.nan
+    if table:
+        keys.requires_grad_()
+    loss, first, contrasted = contrast(query, unit(3, 16, seed=1), torch.arange(3), keys, key_id, [], 0.2, clock())
+    assert loss.isnan().tolist() == [False, True, False]
+    assert contrasted.tolist() == [True, True, False]
+    assert not first[1]

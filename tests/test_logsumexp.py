@@ -25,7 +25,7 @@ def reference(query, keys, temperature, exclude=None):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
-@pytest.mark.parametrize("n_keys", [1, 511, 512, 513, 3000])
+@pytest.mark.parametrize("n_keys", [1, 2303, 2304, 2305, 5000])
 def test_value_maximum_and_gradient_equal_the_table(temperature, n_keys):
     from contrastneg.logsumexp import one_pass_logsumexp_max
 
@@ -71,7 +71,7 @@ def test_bfloat16_keys_give_the_exact_result_of_the_rounded_keys():
     from contrastneg.logsumexp import one_pass_logsumexp
 
     query = unit(8, 32, dtype=torch.float).requires_grad_()
-    keys = unit(2000, 32, seed=1).to(torch.bfloat16)
+    keys = unit(5000, 32, seed=1).to(torch.bfloat16)
     lse = one_pass_logsumexp(query, keys, temperature=0.07)
     lse.sum().backward()
     expected, gradient, _ = reference(query, keys, 0.07)
@@ -88,10 +88,26 @@ def test_autocast_changes_nothing():
         assert torch.equal(one_pass_logsumexp(query, keys, temperature=0.01), plain)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_excluded_pairs_count_as_if_they_were_not_there(seed):
-    from contrastneg.logsumexp import one_pass_logsumexp_max
+def test_many_queries_take_shorter_tiles_and_give_the_same():
+    from contrastneg import logsumexp
 
+    query, keys = unit(300, 8).requires_grad_(), unit(5000, 8, seed=1)
+    tiles = [logsumexp._tile(query[:1].expand(count, 8)) for count in (1, 256, 300, 5000)]
+    assert tiles == [2304, 2304, 1966, 576]
+    exclude = torch.stack([torch.arange(300), torch.arange(300) * 16], dim=1)
+    lse, top = logsumexp.one_pass_logsumexp_max(query, keys, temperature=0.1, exclude=exclude)
+    lse.sum().backward()
+    expected, gradient, highest = reference(query, keys, 0.1, exclude)
+    assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+    assert_close(query.grad, gradient, rtol=1e-10, atol=1e-10)
+    assert_close(top, highest, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_excluded_pairs_count_as_if_they_were_not_there(seed, monkeypatch):
+    from contrastneg import logsumexp
+
+    monkeypatch.setattr(logsumexp, "CPU_TILE", 512)
     generator = torch.Generator().manual_seed(seed)
     query, keys = unit(6, 8, seed=seed).requires_grad_(), unit(1300, 8, seed=seed + 10)
     mask = torch.rand(6, 1300, generator=generator) < 0.3
@@ -99,7 +115,7 @@ def test_excluded_pairs_count_as_if_they_were_not_there(seed):
     mask[1] = False
     mask[2, :512] = True  # a whole tile
     exclude = mask.nonzero()[torch.randperm(int(mask.sum()), generator=generator)]
-    lse, top = one_pass_logsumexp_max(query, keys, temperature=0.1, exclude=exclude)
+    lse, top = logsumexp.one_pass_logsumexp_max(query, keys, temperature=0.1, exclude=exclude)
     lse[1:].sum().backward()
     expected, gradient, highest = reference(query, keys, 0.1, exclude)
     assert lse[0] == top[0] == -math.inf

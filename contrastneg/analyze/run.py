@@ -112,7 +112,8 @@ def embedded(
     def embedded_by(other: Subject, its_layer: Layer, name: str) -> Checkpoint:
         its = data_of(config, other, source)
         network = other.encoder(its_layer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = cache.features(network, its, "train", key, device, dtype, ProgressLines("embedded", "images")).x
+        lines = ProgressLines("embedded", f"images by {name}")
+        x = cache.features(network, its, "train", key, device, dtype, lines).x
         positives = x.clone()
         positives[rows] = second_views(network, its, asked, device, dtype, seed=config.seed)
         return Checkpoint(name, x, positives, other.step if one_run else None)

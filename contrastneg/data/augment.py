@@ -191,8 +191,8 @@ def shift_hue_(images: Float[Tensor, "N 3 H W"], turns: Float[Tensor, " N"]) -> 
     hue = (green + blue).sub_(red).sub_(smallest).div_(safe).add_(1).copysign_(green - blue)
     hue.add_(6 * turns.to(images.device)[:, None, None])
     hue.sub_((hue / 6).floor_(), alpha=6)  # a remainder would take twice as long
-    away = torch.tensor([3.0, 2.0, 4.0], device=images.device)[:, None, None]
-    away = (hue[:, None] - away).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
+    centre = torch.tensor([3.0, 2.0, 4.0], device=images.device)[:, None, None]
+    away = (hue[:, None] - centre).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
     torch.add(smallest, away[:, 0], out=red)
     torch.sub(largest[:, None], away[:, 1:], out=images[:, 1:])
     return images

@@ -7,7 +7,7 @@ which operations its neighbours met, on the probabilities in the settings, or on
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -92,14 +92,13 @@ Parameters = TypeVar("Parameters", Crops, Colors)
 
 
 def rows_of(parameters: Parameters, part: slice) -> Parameters:
-    """Those of some pictures of the batch."""
+    """The parameters of a stretch of a batch."""
     return type(parameters)(**{name: column[part] for name, column in vars(parameters).items()})
 
 
 def joined(parts: Sequence[Parameters]) -> Parameters:
-    """Those of several batches, one after the other."""
-    names = (field.name for field in fields(parts[0]))
-    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    """The parameters of several batches, one after the other."""
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def draw_crops(n: int, height: int, width: int, augment: Augment, generator: torch.Generator) -> Crops:

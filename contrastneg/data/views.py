@@ -9,6 +9,7 @@ Randomness comes from the CPU generator handed in and from nothing else.
 Axes: B pictures, C channels (1 or 3), H and W source pixels, S pixels per side of a view.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -97,7 +98,7 @@ def two_views(
         generator: A CPU generator, made for this batch.
 
     Returns:
-        View 1 and view 2, without gradient.
+        View 1 and view 2, without gradient; where one recipe makes both they are two halves of one tensor.
 
     Raises:
         ValueError: Pixels that are not uint8, or neither 1 nor 3 channels.
@@ -134,11 +135,10 @@ def crop_batch(images: UInt8[Tensor, "B C H W"], boxes: Crops, views: Views) -> 
     """
     _check_pixels(images)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        return torch.cat(
-            [
-                _normalize_(_cropped(images[part], rows_of(boxes, part), views.view1, views.size), views)
-                for part in _chunks(images, views.size)
-            ]
+        return _in_chunks(
+            images,
+            views.size,
+            lambda part: _normalize_(_cropped(images[part], rows_of(boxes, part), views.view1, views.size), views),
         )
 
 
@@ -190,7 +190,7 @@ def finish_views(
         generator: A CPU generator, made for this batch.
 
     Returns:
-        View 1 and view 2, float32, without gradient.
+        View 1 and view 2, float32, without gradient; two halves of one tensor.
     """
     _check_pixels(crops)
     drawn = [draw_colors(len(crops), augment, generator) for augment in views.both]
@@ -241,13 +241,13 @@ def normalized(crops: UInt8[Tensor, "B C S S"], views: Views) -> Float[Tensor, "
 def _augmented(
     images: UInt8[Tensor, "B C H W"], boxes: Crops, colors: Colors, augment: Augment, views: Views
 ) -> Float[Tensor, "B C S S"]:
-    parts = [
-        _finish_(
+    return _in_chunks(
+        images,
+        views.size,
+        lambda part: _finish_(
             _cropped(images[part], rows_of(boxes, part), augment, views.size), rows_of(colors, part), augment, views
-        )
-        for part in _chunks(images, views.size)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        ),
+    )
 
 
 def _cropped(
@@ -286,6 +286,19 @@ def _normalize_(pixels: Float[Tensor, "B C S S"], views: Views) -> Float[Tensor,
         mean, std = mean.mean(dim=0, keepdim=True), std.mean(dim=0, keepdim=True)
     mean, std = (values.to(pixels.device)[:, None, None] for values in (mean, std))
     return pixels.sub_(mean).div_(std)  # one torch.addcmul takes twice as long
+
+
+def _in_chunks(
+    images: UInt8[Tensor, "B C H W"], size: int, made: Callable[[slice], Tensor]
+) -> Float[Tensor, "B C {size} {size}"]:
+    """What is made of the pictures, chunk by chunk, in one tensor; what a single chunk makes is it, and not copied."""
+    parts = _chunks(images, size)
+    if len(parts) == 1:
+        return made(parts[0])
+    result = torch.empty(*images.shape[:2], size, size, device=images.device)
+    for part in parts:
+        result[part] = made(part)
+    return result
 
 
 def _chunks(images: Tensor, size: int) -> list[slice]:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from contrastneg.data import augment as ops
 from contrastneg.data.draws import Augment, draw_colors, draw_crops
-from contrastneg.data.views import Views, crop_pair, describe, eval_crop, eval_view, finish_views, two_views
+from contrastneg.data.views import Views, crop_batch, crop_pair, describe, eval_crop, eval_view, finish_views, two_views
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "views"
 RECIPES = ["cifar_moco", "cifar_simclr", "moco_v1", "moco_v2", "moco_v3_resnet", "moco_v3_vit", "simclr"]
@@ -258,6 +258,54 @@ def test_both_ways_meet_the_same_colours_in_the_same_order():
         expected = ops.color_jitter_(pixels / 255, colors.factors, colors.order)
         expected = ops.solarize_(ops.blur_(ops.grayscale_(expected, colors.gray), colors.sigma), colors.solarize)
         assert_close(view, tv.normalize(expected, list(views.mean), list(views.std)), rtol=0, atol=1e-5)
+
+
+OTHER = Augment(
+    crop_scale=(0.5, 1.0), interpolation="bicubic", gray_first=True, gray_prob=0.5, jitter=(0.8, 0.1, 0.4, 0.3)
+)
+
+
+def by_hand(crops, colors, augment):
+    """Everything after the crop, one operation after the other."""
+    if augment.gray_first:
+        crops = ops.grayscale_(crops, colors.gray)
+    crops = ops.color_jitter_(crops, colors.factors, colors.order)
+    if not augment.gray_first:
+        crops = ops.grayscale_(crops, colors.gray)
+    return ops.solarize_(ops.blur_(crops, colors.sigma), colors.solarize)
+
+
+@pytest.mark.parametrize("view2", [None, OTHER])
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_each_view_is_made_by_its_recipe_from_its_draws(monkeypatch, view2, chunk):
+    monkeypatch.setattr("contrastneg.data.views._CHUNK_CPU", chunk * 3 * 32 * 32)
+    images, views = pictures(n=7), Views(view1=EVERYTHING, view2=view2, **RAW)
+    generator = seeded()
+    for view, augment in zip(two_views(images, views, seeded()), views.both, strict=True):
+        boxes, colors = draw_crops(7, 32, 32, augment, generator), draw_colors(7, augment, generator)
+        sides = (boxes.top, boxes.left, boxes.height, boxes.width, boxes.mirror)
+        crops = ops.crop_resize(images / 255, *sides, size=32, interpolation=augment.interpolation)
+        assert_close(view, by_hand(crops, colors, augment), rtol=0, atol=1e-5)
+    crops, generator = pictures(n=14).unflatten(0, (7, 2)), seeded()
+    for place, (view, augment) in enumerate(zip(finish_views(crops, views, seeded()), views.both, strict=True)):
+        colors = draw_colors(7, augment, generator)
+        assert_close(view, by_hand(crops[:, place] / 255, colors, augment), rtol=0, atol=1e-5)
+
+
+def test_the_crops_of_a_batch_do_not_depend_on_its_chunks(monkeypatch):
+    images, views = pictures(n=7), Views(size=24)
+    boxes = draw_crops(7, 32, 32, views.view1, seeded())
+    whole = crop_batch(images, boxes, views)
+    monkeypatch.setattr("contrastneg.data.views._CHUNK_CPU", 3 * 3 * 32 * 32)
+    assert_close(crop_batch(images, boxes, views), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("view2", [None, OTHER])
+def test_a_batch_of_no_pictures_has_no_views(view2):
+    views = Views(size=24, view2=view2)
+    made = [*two_views(pictures()[:0], views, seeded())]
+    made += finish_views(pictures()[:0, None].expand(0, 2, 3, 32, 32), views, seeded())
+    assert [tuple(view.shape[:2]) for view in made] == [(0, 3)] * 4
 
 
 def test_gray_first_turns_grey_before_the_jitter():
