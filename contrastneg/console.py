@@ -265,9 +265,9 @@ class RunProgress(Callback):
 
 LEGEND = {
     "accuracy": "queries whose positive is more similar than every key of another image, before the stages",
-    "kNN": "test images whose nearest training images vote for their class",
+    "kNN": "images asked about whose nearest answering images vote for their class",
     "probe": "training images that a linear classifier gets right before it learns from them",
-    "queue": "slots filled before the epoch's last step",
+    "queue": "slots filled before the epoch's last step; more negatives make a higher loss",
     "own": "candidates of the epoch's last step that show the query's own image (they are masked)",
     "same class": "candidates of the epoch's last step that are of the query's class, before the stages: false negatives",
 }

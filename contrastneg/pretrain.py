@@ -175,7 +175,8 @@ def _run(config: Pretrain, opened: OpenedData, device: Device, folder: Path, che
         trainer = build_trainer(config, device, folder, data, progress, knn, card, checkpoint, signals)
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         if not progress.stepped:
-            output.print("this run has finished its training: no step was taken, scores and page are made anew")
+            again = "scores and page are" if config.final_scores else "the page is"
+            output.print(f"this run has finished its training: no step was taken, {again} made anew")
         return finish(config, trainer, method, untrained, data, progress, output, folder, notes)
 
 

@@ -60,13 +60,16 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def answers_of(tables: Tables, temperature: float, left_out: Collection[str]) -> list[Answer]:
+def answers_of(
+    tables: Tables, temperature: float, left_out: Collection[str], measured: Collection[str] = ()
+) -> list[Answer]:
     """The answers, as far as the tables are there.
 
     Args:
         tables: By name.
         temperature: The one that gradients were asked about.
         left_out: Sections that were asked for and could not be measured.
+        measured: Sections that the tables are of.
     """
     answers = []
     for entry in (*QUESTIONS, *FURTHER):
@@ -75,12 +78,18 @@ def answers_of(tables: Tables, temperature: float, left_out: Collection[str]) ->
         said(draft, tables, temperature)
         if entry in FURTHER and not draft.sentences:
             continue
-        reason = (
-            "not asked for" if sections.isdisjoint(left_out) else "the sections that tell were left out, below is why"
-        )
-        sentences = draft.sentences or [f"Not measured: {reason}."]
+        sentences = draft.sentences or [nothing_told(sections, left_out, measured)]
         answers.append(Answer(question, draft.headline, draft.remark + label, sentences, draft.numbers))
     return answers
+
+
+def nothing_told(sections: Collection[str], left_out: Collection[str], measured: Collection[str]) -> str:
+    """Why a question has no answer."""
+    if not set(measured).isdisjoint(sections):
+        return "What was measured holds nothing that can be told in a sentence; the tables are below."
+    if set(left_out).isdisjoint(sections):
+        return "Not measured: not asked for."
+    return "Not measured: the sections that tell were left out, below is why."
 
 
 def how_hard(draft: _Draft, tables: Tables, temperature: float) -> None:
@@ -181,7 +190,7 @@ def how_many(draft: _Draft, tables: Tables, temperature: float) -> None:
         else:
             row = table.iloc[-1]
         hard = (
-            f"Of {row['negatives']:,.0f} random negatives of other classes one is more similar than the positive for "
+            f"Among {row['negatives']:,.0f} random negatives one of another class is more similar than the positive for "
             f"{draft.percent('chance of a hard one', row, 'hard')} of the queries"
         )
         draft.sentences.append(f"{hard}; {clean}{of_clusters(first)}.")
@@ -229,7 +238,7 @@ def what_changes(draft: _Draft, tables: Tables, temperature: float) -> None:
         for row in rows_where(table, keeping).nsmallest(1, "same_class").to_dict("records"):
             draft.sentences.append(
                 f"Of the samplers that keep at least {100 * KEEPING:g} % of the hardest {100 * row['hard']:g} % of other classes, "
-                f"{row['sampler']} has fewest false ones among what it keeps: "
+                f"“{row['sampler']}” has fewest false ones among what it keeps: "
                 f"{draft.percent('false, best sampler', row, 'same_class')}, of all candidates "
                 f"{100 * row['base_rate']:.3g} %; it keeps {draft.percent('hard kept, best sampler', row, 'hard_kept')} of those hardest."
             )

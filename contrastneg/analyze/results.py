@@ -1,6 +1,7 @@
 """Results on the disk: a CSV file for each table, a JSON file that says what they are of, the page."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ SAME = ("weights", "layer", "images_fingerprint", "size", "mean", "std", "precis
 SAME_IN_WORDS = {"images_fingerprint": "images", "half": "rounding of embeddings"}
 
 
-def check_folder(folder: Path, context: dict[str, Any], overwrite: bool) -> None:
-    """Refuse a folder with an analysis of something else, unless it may be replaced.
+def check_folder(folder: Path, context: dict[str, Any], asked: Collection[str], overwrite: bool) -> None:
+    """Refuse a folder with an analysis of something else or with more sections, unless it may be replaced.
+
+    Args:
+        folder: Folder of the results.
+        context: What the new analysis is of.
+        asked: Its sections.
+        overwrite: Whether it may replace any other.
 
     Raises:
-        ValueError: It holds one.
+        ValueError: The folder holds one that it must not replace.
     """
     earlier = read_summary(folder)
     if overwrite or earlier is None:
@@ -30,6 +37,12 @@ def check_folder(folder: Path, context: dict[str, Any], overwrite: bool) -> None
     if differing:
         raise ValueError(
             f"{folder} holds an analysis with other {', '.join(differing)}: give --out for this one, or --overwrite"
+        )
+    more = [name for name in sections_of(earlier) if name not in asked]
+    if more:
+        raise ValueError(
+            f"{folder} holds an analysis with more sections ({', '.join(more)}): give --out for this one, or --overwrite, which "
+            "removes their tables"
         )
 
 
@@ -47,15 +60,18 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def write_results(folder: Path, analysis: Analysis) -> None:
-    """Write all tables, the summary and the page; tables of an earlier analysis that this one lacks are removed."""
+    """Write all tables, the summary and the page; tables of an earlier analysis that this one lacks are removed, and named."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, pd.DataFrame] = {
         f"{name}.csv": table for tables in analysis.tables.values() for name, table in tables.items()
     }
     if analysis.gallery is not None:
         files[GALLERY] = analysis.gallery.table
-    for name in files_of(read_summary(folder) or {}) - set(files):
-        (folder / name).unlink(missing_ok=True)
+    gone = [name for name in sorted(files_of(read_summary(folder) or {}) - set(files)) if (folder / name).exists()]
+    for name in gone:
+        (folder / name).unlink()
+    if gone:
+        analysis.notes.append(f"tables of an earlier analysis that this one lacks were removed: {', '.join(gone)}")
     for name, table in files.items():
         with whole_file(folder / name) as partial:
             table.to_csv(partial, index=False)
@@ -63,14 +79,15 @@ def write_results(folder: Path, analysis: Analysis) -> None:
     write_page(folder / PAGE, analysis)
 
 
+def sections_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The sections that a summary tells of."""
+    sections = summary.get("sections")
+    return sections if isinstance(sections, dict) else {}
+
+
 def files_of(summary: dict[str, Any]) -> set[str]:
     """Names of the tables that a summary lists; nothing that lies elsewhere."""
-    sections = summary.get("sections")
-    named = [
-        file
-        for section in (sections.values() if isinstance(sections, dict) else ())
-        for file in section.get("files", ())
-    ]
+    named = [file for section in sections_of(summary).values() for file in section.get("files", ())]
     return {
         str(name)
         for name in [*named, *summary.get("gallery", [])]

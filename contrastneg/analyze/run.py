@@ -61,7 +61,7 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
     source, notes = images_of(config, address, subject.in_channels)
     context = context_of(config, subject, layer, address, source)
     folder = folder_of(config, subject, source, layer)
-    check_folder(folder, context, config.overwrite)
+    check_folder(folder, context, config.asked, config.overwrite)
     data, material, position = embedded(config, (subject, *others), layer, source, folder, say)
     material = replace(material, samplers=samplers)
     context |= {
@@ -71,13 +71,16 @@ def analyze(config: Analyze, say: Callable[[str], None] = lambda line: None) -> 
         "clusters": material.clusters,
     }
     tables, left_out = measured(config, material, say)
+    if not tables:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+        raise ValueError(f"nothing that was asked for can be measured: {reasons}")
     gallery = None
     if config.gallery:
         say("gallery")
         gallery = gallery_of(material, data, position, config.gallery)
     notes = list(dict.fromkeys([*subject.notes, *left_out_others, *notes, *notes_of(subject, layer, source, material)]))
     every = {name: table for part in tables.values() for name, table in part.items()}
-    answers = answers_of(every, material.temperature, left_out)
+    answers = answers_of(every, material.temperature, left_out, tables)
     found = Analysis(context, tables, left_out, answers, gallery, notes)
     write_results(folder, found)
     return folder, found
@@ -222,8 +225,9 @@ def notes_of(subject: Subject, layer: Layer, source: ImageSet, material: Materia
             f"negatives nearly alike, so read ranks and rates, not shares of the gradient{better}"
         )
     if material.labels is None:
+        none = "no class has two of these images" if source.labels is not None else "no labels"
         notes.append(
-            f"no labels: rates of false negatives are estimates, from {material.clusters} clusters of these very embeddings, "
+            f"{none}: rates of false negatives are estimates, from {material.clusters} clusters of these very embeddings, "
             "and too high among the hardest"
         )
     elif bool((material.labels < 0).any()):

@@ -77,9 +77,9 @@ class Analyze:
     seed: int = 0
     """Seed of everything random."""
     out: Path | None = None
-    """Folder of the results; default: RUN/analysis/DATA for a run, else analyses/ENCODER-on-DATA."""
+    """Folder of the results; default: RUN/analysis/DATA-LAYER for a run, else analyses/ENCODER-on-DATA-LAYER."""
     overwrite: bool = False
-    """Replace an analysis of other images or another encoder that is there already; cached embeddings stay."""
+    """Replace an analysis of other images, of another encoder or of more sections; cached embeddings stay."""
 
     def __post_init__(self) -> None:
         check_range(self, "queries", "limit_images", "size", least=1)

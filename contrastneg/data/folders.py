@@ -101,7 +101,11 @@ def walk(folder: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
                     if visit(entry.path, f"{prefix}{entry.name}/", above | {real}) == 0:
                         empty.append(f"{prefix}{entry.name}")
                 elif is_picture(entry.name):
-                    paths.append(prefix + entry.name)
+                    # a link that leads nowhere is reported with the pictures that cannot be read
+                    if entry.is_file() or entry.is_symlink():
+                        paths.append(prefix + entry.name)
+                    else:
+                        ignored.append((prefix + entry.name, "no regular file"))
                 else:
                     ignored.append((prefix + entry.name, other_file(entry.name)))
         return len(paths) - before

@@ -83,6 +83,9 @@ def compare_runs(folders: Sequence[Path], page: Path = Path("comparison.html")) 
     found: list[Comparison] = compare(folders)
     for comparison in found:
         output.print(table_of_comparison(comparison))
+        output.print(
+            "[dim]differences are to the first run, in percentage points with the 95 % interval; * leaves out 0[/]"
+        )
         for note in comparison.notes:
             output.print(f"[yellow]note[/] {shown(note)}")
     output.print(shown(f"page {write_comparison(found, page)}"))

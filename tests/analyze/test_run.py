@@ -328,8 +328,16 @@ def test_a_folder_with_another_analysis_is_refused_and_tables_that_are_no_longer
         ValueError, match="holds an analysis with other weights: give --out for this one, or --overwrite"
     ):
         analyzed(other, **quick)
+    fewer = {**quick, "sections": ("gradient",)}
+    with pytest.raises(
+        ValueError, match=r"holds an analysis with more sections \(ranks\): give --out for this one, or --ov"
+    ):
+        analyzed(run, **fewer)
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == before
-    analyzed(other, **{**quick, "sections": ("gradient",)}, overwrite=True)
+    _, found = analyzed(other, **fewer, overwrite=True)
+    assert any(
+        note.startswith("tables of an earlier analysis that this one lacks were removed: ") for note in found.notes
+    )
     assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == [
         "effective_negatives.csv", "gradient_shares.csv", "mine.csv",
     ]  # fmt: skip
@@ -352,6 +360,32 @@ def test_embedding_says_how_far_it_is_and_embeddings_are_found_again(tmp_path, m
     _, again = analyzed(run, **quick)
     for name, table in first.tables["gradient"].items():
         pd.testing.assert_frame_equal(again.tables["gradient"][name], table)
+
+
+def test_where_nothing_that_was_asked_for_can_be_measured_it_says_why_and_writes_nothing(tmp_path):
+    run = write_encoder(tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="nothing that was asked for can be measured: course needs several checkpoints"
+    ):
+        analyzed(run, sections=("course",), out=tmp_path / "out")
+    assert not (tmp_path / "out" / "analysis.html").exists()
+
+
+def test_a_question_without_an_answer_says_which_of_three_reasons_it_has():
+    from contrastneg.analyze.answers import answers_of
+
+    def last(left_out, measured):
+        return answers_of({}, 0.1, left_out, measured)[3].sentences
+
+    assert last([], []) == ["Not measured: not asked for."]
+    assert last(["detectors"], ["hardness"]) == ["Not measured: the sections that tell were left out, below is why."]
+    (told,) = last(["detectors"], ["samplers"])
+    assert told.startswith("What was measured holds nothing that can be told in a sentence")
+
+
+def test_labels_of_which_no_two_are_alike_are_told_from_none(tmp_path):
+    _, found = analyzed(write_encoder(tmp_path / "run"), limit_images=10, sections=("hubs",), gallery=0)
+    assert any(note.startswith("no class has two of these images: rates of false") for note in found.notes)
 
 
 def test_a_collapsed_encoder_is_refused_in_one_line(tmp_path, capsys, monkeypatch):

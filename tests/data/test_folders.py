@@ -107,6 +107,14 @@ def test_splits_of_one_class_have_no_labels_but_a_test_split_may_show_one_of_sev
     assert opened(tmp_path / "evaluation", split="test", classes=["a", "b"]).labels.tolist() == [1]
 
 
+def test_a_pipe_with_the_name_of_a_picture_is_not_waited_for(tmp_path):
+    put(tmp_path / "a" / "x.png", tmp_path / "b" / "x.png")
+    os.mkfifo(tmp_path / "a" / "y.png")
+    source = opened(tmp_path)
+    assert len(source) == 2
+    assert source.ignored == {"no regular file": 1}
+
+
 def test_what_is_ignored_is_counted_with_its_own_split(tmp_path):
     put(*(tmp_path / "top" / split / name / "0.png" for split in ("train", "val") for name in "ab"))
     for place in ("notes.txt", "train/a/1.txt", "val/a/1.txt", "val/b/2.txt", "val/.hidden"):
