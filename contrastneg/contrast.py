@@ -72,10 +72,8 @@ def contrast(
         return loss, of_keys.positive.detach() > sums.hardest, sums.hardest != -torch.inf
     negatives = Negatives.of(query, positive, keys, query_id=image_id, key_id=key_id, support=support)
     hardest = hardest_repelled(negatives)
-    first, contrasted = (
-        negatives.positive_similarity.detach() > hardest,
-        hardest != -torch.inf,
-    )  # NaN counts: it must be seen
+    first = negatives.positive_similarity.detach() > hardest
+    contrasted = hardest != -torch.inf  # NaN counts: it must be seen
     if stages:
         negatives = run_stages(negatives, stages, clock, record)
         contrasted = negatives.repelled.any(dim=1)

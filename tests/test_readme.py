@@ -112,7 +112,8 @@ def test_the_embeddings_of_the_readme_are_measured(capsys):
     exec(next(block for block in blocks("python") if "hardness_bins" in block), {})
     shown = capsys.readouterr().out
     assert all(
-        word in shown for word in ("rate_se", "0.001", "above similarity", "hard_lost", "reconstruction", "mixes")
+        word in shown
+        for word in ("rate_se", "0.001", "above similarity", "threshold", "hard_kept", "reconstruction", "mixes")
     )
 
 

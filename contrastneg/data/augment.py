@@ -137,7 +137,7 @@ def color_jitter_(
     # Pictures are lined up by the step at which their hue is turned, so that those of one step lie side by side.
     hue_step = torch.where(changes[:, HUE], order.eq(HUE).to(torch.uint8).argmax(dim=1), 4)
     touched = changes.any(dim=1).nonzero()[:, 0]
-    touched = touched[hue_step[touched].argsort()]
+    touched = touched[hue_step[touched].argsort(stable=True)]
     if not len(touched):
         return images
     factors, order, changes = factors[touched], order[touched], changes[touched]
